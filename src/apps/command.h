@@ -1,0 +1,8 @@
+// The `millrace` command: parses the command line and calls the rooms.
+#pragma once
+
+namespace millrace::apps {
+
+int run_command(int argc, char** argv);  // the process's exit status
+
+}  // namespace millrace::apps

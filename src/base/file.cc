@@ -1,0 +1,130 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+namespace millrace {
+namespace {
+
+Code code_of_errno(int error) {
+  switch (error) {
+    case ENOENT: return Code::not_found;
+    case EACCES:
+    case EPERM: return Code::permission_denied;
+    case ENOSPC:
+    case EDQUOT:
+    case EMFILE: return Code::resource_exhausted;
+    default: return Code::unavailable;
+  }
+}
+
+std::unexpected<Status> fail_errno(std::string_view what, const std::filesystem::path& path) {
+  const int error = errno;
+  return fail(code_of_errno(error), fmt::format("{} {}: {}", what, path.string(), std::strerror(error)));
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+}  // namespace
+
+Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return fail_errno("cannot open", path);
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) return fail_errno("cannot stat", path);
+  if (!S_ISREG(info.st_mode)) return invalid(fmt::format("{} is not a regular file", path.string()));
+  MappedFile file;
+  file.path_ = path;
+  file.size_ = static_cast<size_t>(info.st_size);
+  if (file.size_ == 0) return file;
+  void* data = ::mmap(nullptr, file.size_, PROT_READ, MAP_SHARED, fd.get(), 0);
+  if (data == MAP_FAILED) return fail_errno("cannot map", path);
+  file.data_ = static_cast<const std::byte*>(data);
+  return file;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      path_(std::move(other.path_)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::advise_sequential() const {
+  if (data_ != nullptr) ::madvise(const_cast<std::byte*>(data_), size_, MADV_WILLNEED);
+}
+
+Expected<std::string> read_file(const std::filesystem::path& path, size_t max_bytes) {
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return fail_errno("cannot open", path);
+  std::string content;
+  char buffer[65536];
+  while (true) {
+    const ssize_t got = ::read(fd.get(), buffer, sizeof buffer);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail_errno("cannot read", path);
+    if (got == 0) return content;
+    if (content.size() + static_cast<size_t>(got) > max_bytes)
+      return invalid(fmt::format("{} is larger than the limit of {} bytes", path.string(), max_bytes));
+    content.append(buffer, static_cast<size_t>(got));
+  }
+}
+
+Expected<void> write_file_atomic(const std::filesystem::path& path, std::string_view content) {
+  std::string temporary = path.string() + ".XXXXXX";
+  const Descriptor fd(::mkostemp(temporary.data(), O_CLOEXEC));
+  if (fd.get() < 0) return fail_errno("cannot create a file beside", path);
+  const auto give_up = [&](std::string_view what) {
+    auto status = fail_errno(what, path);
+    ::unlink(temporary.c_str());
+    return status;
+  };
+  while (!content.empty()) {
+    const ssize_t put = ::write(fd.get(), content.data(), content.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return give_up("cannot write");
+    content.remove_prefix(static_cast<size_t>(put));
+  }
+  ::fchmod(fd.get(), 0644);
+  if (::fsync(fd.get()) != 0) return give_up("cannot flush");
+  if (::rename(temporary.c_str(), path.c_str()) != 0) return give_up("cannot rename over");
+  return {};
+}
+
+std::filesystem::path millrace_home() {
+  if (const char* home = std::getenv("MILLRACE_HOME"); home != nullptr && *home != '\0') return home;
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0')
+    return std::filesystem::path(cache) / "millrace";
+  const char* home = std::getenv("HOME");
+  return std::filesystem::path(home != nullptr && *home != '\0' ? home : "/tmp") / ".cache" / "millrace";
+}
+
+}  // namespace millrace

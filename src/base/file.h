@@ -1,0 +1,44 @@
+// Files: read whole, write atomically, map read-only; and where Millrace keeps its own.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace millrace {
+
+// A file mapped read-only and shared: N processes that map it hold one copy in the page cache. Movable; unmaps when
+// destroyed. Reading a page that a truncated file no longer has raises SIGBUS: files that others may shorten are
+// copied, not mapped (packed models are immutable once renamed into place).
+class MappedFile {
+ public:
+  static Expected<MappedFile> open(const std::filesystem::path& path);
+  MappedFile() = default;
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::filesystem::path& path() const { return path_; }
+  void advise_sequential() const;  // the whole will be read soon: start reading ahead
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  std::filesystem::path path_;
+};
+
+// The whole file as bytes; refused above max_bytes.
+Expected<std::string> read_file(const std::filesystem::path& path, size_t max_bytes);
+
+// Writes beside the target, fsyncs, renames over it: after a crash the old or the new content is there, never a mix.
+Expected<void> write_file_atomic(const std::filesystem::path& path, std::string_view content);
+
+// $MILLRACE_HOME, else $XDG_CACHE_HOME/millrace, else ~/.cache/millrace. Not created here.
+std::filesystem::path millrace_home();
+
+}  // namespace millrace

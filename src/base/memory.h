@@ -1,0 +1,44 @@
+// Aligned, zeroed memory for weights, activations and KV pages; large buffers ask the kernel for huge pages.
+#pragma once
+#include <cstddef>
+#include <span>
+#include <utility>
+
+#include "base/status.h"
+
+namespace millrace {
+
+// Owns `size` bytes from mmap, zeroed, 4096-byte aligned (2 MiB aligned and advised as huge pages from 4 MiB up).
+// Untouched pages cost no memory. Movable.
+class Buffer {
+ public:
+  static Expected<Buffer> allocate(size_t size_bytes);
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer();
+
+  std::byte* data() const { return data_; }
+  size_t size_bytes() const { return size_; }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(mapping_, other.mapping_);
+    std::swap(mapping_size_, other.mapping_size_);
+  }
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  void* mapping_ = nullptr;
+  size_t mapping_size_ = 0;
+};
+
+}  // namespace millrace
