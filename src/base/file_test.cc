@@ -1,0 +1,56 @@
+#include "base/file.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+
+namespace millrace {
+namespace {
+
+std::filesystem::path fresh_folder() {
+  std::string name = (std::filesystem::temp_directory_path() / "millrace-file-test-XXXXXX").string();
+  EXPECT_NE(::mkdtemp(name.data()), nullptr);
+  return name;
+}
+
+TEST(WriteFileAtomic, ReplacesAndLeavesNothingBeside) {
+  const auto folder = fresh_folder();
+  ASSERT_TRUE(write_file_atomic(folder / "a", "one"));
+  ASSERT_TRUE(write_file_atomic(folder / "a", std::string(300000, 'x')));
+  EXPECT_EQ(read_file(folder / "a", 1 << 20)->size(), 300000u);
+  int count = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder)) ++count;
+  EXPECT_EQ(count, 1);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(ReadFile, RefusesAboveLimitAndNamesWhatIsMissing) {
+  const auto folder = fresh_folder();
+  ASSERT_TRUE(write_file_atomic(folder / "a", "0123456789"));
+  const auto over = read_file(folder / "a", 9);
+  ASSERT_FALSE(over);
+  EXPECT_EQ(over.error().code, Code::invalid_argument);
+  const auto missing = read_file(folder / "b", 9);
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, Code::not_found);
+  EXPECT_NE(missing.error().message.find("b"), std::string::npos);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(MappedFile, MapsBytesEmptyFilesAndRefusesFolders) {
+  const auto folder = fresh_folder();
+  ASSERT_TRUE(write_file_atomic(folder / "a", "abc"));
+  ASSERT_TRUE(write_file_atomic(folder / "empty", ""));
+  auto mapped = MappedFile::open(folder / "a");
+  ASSERT_TRUE(mapped);
+  const MappedFile moved = std::move(*mapped);
+  ASSERT_EQ(moved.bytes().size(), 3u);
+  EXPECT_EQ(static_cast<char>(moved.bytes()[2]), 'c');
+  EXPECT_TRUE(MappedFile::open(folder / "empty")->bytes().empty());
+  EXPECT_FALSE(MappedFile::open(folder));
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace millrace
