@@ -1,0 +1,115 @@
+#include "kernels/gemm_s8.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "base/status.h"
+#include "kernels/internal/gemm_levels.h"
+
+namespace millrace::kernels {
+namespace {
+
+using GemmS8Fn = void(const GemmS8Args&);
+using GemmF32Fn = void(const GemmF32Args&);
+
+GemmS8Fn* s8_of(Isa isa) {
+  switch (isa) {
+    case Isa::amx:
+    case Isa::avx512:
+    case Isa::avx2:
+    case Isa::scalar:
+      break;
+  }
+  return internal::gemm_s8_scalar;
+}
+
+GemmF32Fn* f32_of(Isa isa) {
+  switch (isa) {
+    case Isa::amx:
+    case Isa::avx512:
+    case Isa::avx2:
+    case Isa::scalar:
+      break;
+  }
+  return internal::gemm_f32_scalar;
+}
+
+// 127 * 127 * k must fit int32 (avx512 sums 255 * 127 * k before it corrects, modulo 2^32, which is exact all
+// the same).
+constexpr int kGemmKMax = 133'000;
+
+// A wrong stride or range here would read or write outside the caller's memory: checked always, once per
+// call.
+void check(const GemmS8Args& args) {
+  MR_CHECK(args.w != nullptr && args.w->k > 0 && args.w->k <= kGemmKMax, "k out of range");
+  MR_CHECK(args.n_begin % kGemmNBlock == 0 && args.n_begin >= 0 && args.n_end <= padded_n(args.w->n) &&
+               (args.n_end % kGemmNBlock == 0 || args.n_end == args.w->n),
+           fmt::format("columns [{}, {}) of {}", args.n_begin, args.n_end, args.w->n));
+  MR_CHECK(args.a_stride % kGemmKBlock == 0 && (args.m <= 1 || args.a_stride >= padded_k(args.w->k)),
+           fmt::format("a_stride {} for k {}", args.a_stride, args.w->k));
+}
+
+// Quantises one row of k floats into its place in the tiles (`first`: its bytes of the block's first tile)
+// and returns the sum of the bytes. A row without values is written as zeros.
+int32_t pack_row(const float* row, int64_t k, int64_t k_padded, float scale, int8_t* first) {
+  int32_t sum = 0;
+  for (int64_t quad = 0; quad < k_padded / 4; ++quad) {
+    int8_t bytes[4] = {};
+    for (int64_t j = 0; j < 4 && quad * 4 + j < k && scale != 0; ++j) {
+      // Clamped first (a NaN becomes -127), so that adding and taking away 1.5 * 2^23 rounds to the nearest
+      // integer, ties to even, in plain SSE2.
+      const float ratio = row[quad * 4 + j] / scale;
+      const float clamped = ratio >= -127.f ? (ratio <= 127.f ? ratio : 127.f) : -127.f;
+      bytes[j] = static_cast<int8_t>((clamped + 12582912.f) - 12582912.f);
+      sum += bytes[j];
+    }
+    std::memcpy(first + quad * 4 * kGemmNBlock, bytes, sizeof bytes);
+  }
+  return sum;
+}
+
+}  // namespace
+
+void pack_s8(const float* w, int64_t w_stride, int n, int k, int row_begin, int row_end, int8_t* tiles,
+             float* scale, int32_t* sum) {
+  MR_CHECK(k > 0 && k <= kGemmKMax && row_begin >= 0 && row_begin % kGemmNBlock == 0 && row_end <= n &&
+               (row_end % kGemmNBlock == 0 || row_end == n),
+           fmt::format("rows [{}, {}) of a {} x {} matrix", row_begin, row_end, n, k));
+  const int64_t last = row_end == n ? padded_n(n) : row_end;
+  for (int64_t row = row_begin; row < last; ++row) {
+    const bool padding = row >= n;
+    const float* values = padding ? nullptr : w + row * w_stride;
+    float peak = 0;
+    for (int i = 0; i < k && !padding; ++i) peak = std::max(peak, std::fabs(values[i]));
+    scale[row] = peak / 127.f;
+    int8_t* first = tiles + row / kGemmNBlock * kGemmNBlock * padded_k(k) + row % kGemmNBlock * 4;
+    sum[row] = pack_row(values, padding ? 0 : k, padded_k(k), scale[row], first);
+  }
+}
+
+void gemm_s8_at(Isa isa, const GemmS8Args& args) {
+  check(args);
+  if (args.m > 0 && args.n_begin < args.n_end) s8_of(isa)(args);
+}
+
+void gemm_s8(const GemmS8Args& args) {
+  static const Isa isa = active_isa();
+  gemm_s8_at(isa, args);
+}
+
+void gemm_f32_at(Isa isa, const GemmF32Args& args) {
+  MR_CHECK(args.k >= 0 && args.n_begin >= 0 && args.n_end <= args.n,
+           fmt::format("columns [{}, {}) of {}", args.n_begin, args.n_end, args.n));
+  if (args.m > 0 && args.n_begin < args.n_end) f32_of(isa)(args);
+}
+
+void gemm_f32(const GemmF32Args& args) {
+  static const Isa isa = active_isa();
+  gemm_f32_at(isa, args);
+}
+
+}  // namespace millrace::kernels

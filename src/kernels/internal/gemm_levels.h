@@ -1,0 +1,17 @@
+// The GEMM of each level. Private to gemm.cc's tables: callers use gemm_s8.h, which checks arguments and
+// picks a level. Arguments here are already checked, m and the column range are not empty.
+#pragma once
+#include "kernels/gemm_s8.h"
+
+namespace millrace::kernels::internal {
+
+void gemm_s8_scalar(const GemmS8Args& args);
+void gemm_s8_avx2(const GemmS8Args& args);
+void gemm_s8_avx512(const GemmS8Args& args);
+void gemm_s8_amx(const GemmS8Args& args);
+
+void gemm_f32_scalar(const GemmF32Args& args);
+void gemm_f32_avx2(const GemmF32Args& args);
+void gemm_f32_avx512(const GemmF32Args& args);
+
+}  // namespace millrace::kernels::internal
