@@ -66,11 +66,13 @@ inline std::unexpected<Status> invalid(std::string message, std::string param = 
 
 // The one early-return idiom: `auto file = MR_TRY(MappedFile::open(path));` gives the value, or returns the Status from
 // the enclosing function. (A GNU statement expression, which GCC and Clang have.)
-#define MR_TRY(expression)                                                       \
-  ({                                                                             \
-    auto mr_result_ = (expression);                                              \
-    if (!mr_result_) return std::unexpected(std::move(mr_result_).error());      \
-    ::millrace::internal::take(std::move(mr_result_));                           \
+#define MR_TRY(expression) MR_TRY_NUMBERED_(expression, __COUNTER__)
+#define MR_TRY_NUMBERED_(expression, number) MR_TRY_NAMED_(expression, number)
+#define MR_TRY_NAMED_(expression, number)                                           \
+  ({                                                                                \
+    auto mr_result_##number = (expression);                                         \
+    if (!mr_result_##number) return std::unexpected(std::move(mr_result_##number).error()); \
+    ::millrace::internal::take(std::move(mr_result_##number));                      \
   })
 
 namespace internal {
