@@ -1,0 +1,284 @@
+#include "kernels/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "base/thread_team.h"
+
+namespace millrace::kernels {
+namespace {
+
+using Floats = std::vector<float>;
+
+float to_bf16(float x) {
+  uint32_t bits = std::bit_cast<uint32_t>(x);
+  bits += 0x7fff + (bits >> 16 & 1);
+  return std::bit_cast<float>(bits & 0xffff0000u);
+}
+
+// A sequence with everything about it: inputs, a pool with scattered pages, and calls over parts of it.
+struct Sequence {
+  KvShape shape;
+  int q_heads;
+  int64_t tokens;
+  Floats q, k, v;
+  std::vector<int32_t> pages;
+  std::vector<std::byte> pool;
+  int layer = 1;
+
+  Sequence(KvType type, int kv_heads, int group, int head_dim, int64_t count, uint32_t seed, float spread = 2)
+      : shape{.layers = 2, .kv_heads = kv_heads, .head_dim = head_dim, .type = type},
+        q_heads(kv_heads * group),
+        tokens(count) {
+    std::mt19937 generator(seed);
+    std::normal_distribution<float> normal(0, 1);
+    const auto fill = [&](Floats& x, size_t size, float scale) {
+      x.resize(size);
+      for (float& value : x) value = scale * normal(generator);
+    };
+    fill(q, size_t(tokens) * size_t(q_heads * head_dim), spread);
+    fill(k, size_t(tokens) * size_t(kv_heads * head_dim), 1);
+    fill(v, k.size(), 1);
+    pages.resize(size_t(tokens + kPageTokens - 1) / kPageTokens);
+    std::iota(pages.begin(), pages.end(), 2);  // pages 0 and 1 belong to nobody
+    std::shuffle(pages.begin(), pages.end(), generator);
+    pool.resize((pages.size() + 2) * shape.page_bytes());
+  }
+  int q_width() const { return q_heads * shape.head_dim; }
+  int kv_width() const { return shape.kv_heads * shape.head_dim; }
+  KvView view() { return {pool.data(), pages.data()}; }
+
+  void write(Isa isa, int64_t begin, int64_t end) {
+    attention_kernels_at(isa).kv_write(shape, view(), layer, begin, static_cast<int>(end - begin),
+                                       k.data() + begin * kv_width(), kv_width(),
+                                       v.data() + begin * kv_width(), kv_width());
+  }
+  void attend(Isa isa, int64_t begin, int64_t end, Floats& out, int head_begin = 0, int head_end = -1) {
+    std::vector<float> scratch(attention_scratch_bytes(shape, q_heads) / 4 + 16, std::nanf(""));
+    const auto address = (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64;
+    out.resize(size_t(tokens) * size_t(q_width()));
+    attention_kernels_at(isa).attention({.shape = shape,
+                                         .view = view(),
+                                         .layer = layer,
+                                         .q_heads = q_heads,
+                                         .scale = 1 / std::sqrt(static_cast<float>(shape.head_dim)),
+                                         .first_position = begin,
+                                         .rows = static_cast<int>(end - begin),
+                                         .q = q.data() + begin * q_width(),
+                                         .q_stride = q_width(),
+                                         .out = out.data() + begin * q_width(),
+                                         .out_stride = q_width(),
+                                         .kv_head_begin = head_begin,
+                                         .kv_head_end = head_end < 0 ? shape.kv_heads : head_end,
+                                         .scratch = reinterpret_cast<std::byte*>(address)});
+  }
+  Floats prefill(Isa isa) {
+    Floats out;
+    write(isa, 0, tokens);
+    attend(isa, 0, tokens, out);
+    return out;
+  }
+};
+
+bool same_bits(const Floats& a, const Floats& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+class Attention : public testing::TestWithParam<Isa> {
+ protected:
+  const Isa isa = GetParam();
+  FlushDenormals flush;
+};
+INSTANTIATE_TEST_SUITE_P(Levels, Attention, testing::ValuesIn(supported_isas()),
+                         [](const auto& level) { return std::string(isa_name(level.param)); });
+
+// Against double precision on the same rounded inputs. A score is a sum of D products: D roundings of 2^-24
+// of the sum of magnitudes, and a few on the way to the exponent, where an error e changes p by the factor
+// 2^e or so; rounding p to BF16 changes it by 2^-9. If every p is off by a factor 1 + d, |d| <= D, the
+// weighted mean is off by 2 D max|v|.
+void expect_near_double(Sequence& s, Isa isa, int64_t begin) {
+  Floats out;
+  s.write(isa, 0, s.tokens);
+  s.attend(isa, begin, s.tokens, out);
+  const bool bf16 = s.shape.type == KvType::bf16;
+  const auto rounded = [&](float x) { return double(bf16 ? to_bf16(x) : x); };
+  const int dim = s.shape.head_dim, group = s.q_heads / s.shape.kv_heads;
+  const double scale = 1 / std::sqrt(double(dim));
+  double worst = 0;
+  for (int64_t t = begin; t < s.tokens; ++t) {
+    for (int head = 0; head < s.q_heads; ++head) {
+      const float* q = s.q.data() + t * s.q_width() + head * dim;
+      std::vector<double> score(size_t(t) + 1);
+      double largest = -1e30, magnitude = 0, v_max = 0;
+      for (int64_t j = 0; j <= t; ++j) {
+        const float* k = s.k.data() + j * s.kv_width() + head / group * dim;
+        double sum = 0, sizes = 0;
+        for (int d = 0; d < dim; ++d) {
+          sum += rounded(q[d]) * rounded(k[d]);
+          sizes += std::abs(rounded(q[d]) * rounded(k[d]));
+        }
+        score[size_t(j)] = sum * scale;
+        largest = std::max(largest, score[size_t(j)]);
+        magnitude = std::max(magnitude, sizes * scale);
+      }
+      std::vector<double> o(size_t(dim), 0.0);
+      double total = 0;
+      for (int64_t j = 0; j <= t; ++j) {
+        const double p = std::exp(score[size_t(j)] - largest);
+        total += p;
+        const float* v = s.v.data() + j * s.kv_width() + head / group * dim;
+        for (int d = 0; d < dim; ++d) {
+          o[size_t(d)] += p * rounded(v[d]);
+          v_max = std::max(v_max, std::abs(rounded(v[d])));
+        }
+      }
+      const double of_p = (dim + 8) * 0x1p-24 * magnitude * 2 + (bf16 ? 0x1p-9 + 1e-5 : 1e-6);
+      const double of_sums = (double(t) + 8) * 0x1p-24;
+      for (int d = 0; d < dim; ++d) {
+        const double error = std::abs(out[size_t(t * s.q_width() + head * dim + d)] - o[size_t(d)] / total);
+        worst = std::max(worst, error / (2.05 * (of_p + of_sums) * v_max));
+      }
+    }
+  }
+  EXPECT_LE(worst, 1);
+  EXPECT_GE(worst, 1e-4);  // a bound that nothing comes near checks nothing
+}
+
+TEST_P(Attention, AgreesWithDouble) {
+  for (const KvType type : {KvType::bf16, KvType::f32}) {
+    Sequence one(type, 1, 1, 64, 1, 1), short_one(type, 3, 3, 64, 45, 2), wide(type, 2, 2, 128, 70, 3),
+        odd(type, 1, 5, 96, 40, 4), widest(type, 1, 1, 256, 33, 5), long_one(type, 1, 3, 64, 600, 6);
+    for (Sequence* s : {&short_one, &wide, &odd, &widest}) expect_near_double(*s, isa, 0);
+    expect_near_double(long_one, isa, 560);  // three chunks
+  }
+  Sequence tiny(KvType::f32, 2, 2, 6, 40, 7), uneven(KvType::f32, 1, 2, 50, 40, 8);
+  expect_near_double(tiny, isa, 0);
+  expect_near_double(uneven, isa, 0);
+}
+
+TEST_P(Attention, EqualsScalar) {
+  for (const KvType type : {KvType::bf16, KvType::f32}) {
+    for (const auto& [kv_heads, group, dim, tokens] : {std::array{3, 3, 64, 50},
+                                                       {1, 1, 32, 33},
+                                                       {2, 4, 128, 40},
+                                                       {1, 7, 96, 90},
+                                                       {1, 2, 256, 40},
+                                                       {1, 3, 64, 300}}) {
+      Sequence a(type, kv_heads, group, dim, tokens, 10), b = a;
+      EXPECT_TRUE(same_bits(a.prefill(isa), b.prefill(Isa::scalar))) << dim << ' ' << tokens;
+      EXPECT_EQ(a.pool, b.pool);
+    }
+  }
+}
+
+// Values from denormal to huge: flushing, cancellation, probabilities that vanish.
+TEST_P(Attention, EqualsScalarOnExtremeValues) {
+  std::mt19937 generator(11);
+  const auto spread = [&](Floats& x, int low, int high) {
+    for (float& value : x)
+      value = std::ldexp(value, std::uniform_int_distribution<int>(low, high)(generator));
+  };
+  for (int round = 0; round < 4; ++round) {
+    Sequence a(KvType::bf16, 2, 3, 64, 70, 12 + uint32_t(round));
+    spread(a.q, -60, 2);
+    spread(a.k, round % 2 ? -80 : -10, 2);
+    spread(a.v, round / 2 ? -140 : -120, round / 2 ? -100 : 100);
+    Sequence b = a;
+    EXPECT_TRUE(same_bits(a.prefill(isa), b.prefill(Isa::scalar))) << round;
+    EXPECT_EQ(a.pool, b.pool);
+  }
+}
+
+// Decision 1 of the design: prefill whole, in any chunks, and one token after another, give the same bits.
+TEST_P(Attention, ChunkingAndDecodeDoNotChangeBits) {
+  for (const KvType type : {KvType::bf16, KvType::f32}) {
+    const int64_t tokens = isa == Isa::scalar ? 290 : 700;
+    Sequence whole(type, 1, 3, 64, tokens, 20);
+    const Floats expected = whole.prefill(isa);
+    for (const int64_t step : {int64_t{1}, int64_t{3}, int64_t{31}, int64_t{256}, int64_t{100}}) {
+      Sequence parts = whole;
+      std::ranges::fill(parts.pool, std::byte{0});
+      Floats out;
+      for (int64_t at = 0; at < tokens; at += step) {
+        const int64_t end = std::min(tokens, at + step);
+        parts.write(isa, at, end);
+        parts.attend(isa, at, end, out);
+      }
+      EXPECT_EQ(parts.pool, whole.pool) << step;
+      EXPECT_TRUE(same_bits(out, expected)) << step;
+    }
+  }
+}
+
+TEST_P(Attention, WhatLiesBeyondThePositionDoesNotMatter) {
+  for (const KvType type : {KvType::bf16, KvType::f32}) {
+    Sequence clean(type, 2, 2, 64, 320, 30);
+    const int64_t end = 275;
+    Floats expected, out;
+    clean.write(isa, 0, end);
+    clean.attend(isa, 250, end, expected);
+    Sequence dirty = clean;
+    for (float& value : dirty.k) value *= 1e6f;
+    for (float& value : dirty.v) value *= -1e6f;
+    dirty.write(isa, end, dirty.tokens);  // the rest of the last page and the pages after it
+    dirty.attend(isa, 250, end, out);
+    EXPECT_TRUE(same_bits(out, expected));
+  }
+}
+
+TEST_P(Attention, HeadsCanBeSplitAndReadTheirOwnKvHead) {
+  for (const KvType type : {KvType::bf16, KvType::f32}) {
+    Sequence s(type, 3, 2, 64, 40, 40);
+    const Floats expected = s.prefill(isa);
+    Floats out;
+    s.attend(isa, 0, 40, out, 2, 3);
+    s.attend(isa, 0, 40, out, 0, 2);
+    EXPECT_TRUE(same_bits(out, expected));
+    // Changing KV head 1 changes query heads 2 and 3 and no others.
+    for (int64_t t = 0; t < s.tokens; ++t)
+      for (int d = 0; d < 64; ++d) s.v[size_t(t * s.kv_width() + 64 + d)] += 1;
+    const Floats changed = s.prefill(isa);
+    for (size_t i = 0; i < changed.size(); ++i) {
+      const size_t head = i % size_t(s.q_width()) / 64;
+      EXPECT_EQ(changed[i] != expected[i], head == 2 || head == 3) << i;
+    }
+  }
+}
+
+TEST_P(Attention, OtherLayersAndPagesAreUntouched) {
+  for (const KvType type : {KvType::bf16, KvType::f32}) {
+    Sequence s(type, 2, 1, 64, 40, 50);
+    std::ranges::fill(s.pool, std::byte{0x11});
+    s.write(isa, 3, 40);
+    const auto page = s.shape.page_bytes(), layer = s.shape.layer_bytes();
+    for (size_t i = 0; i < s.pool.size(); ++i) {
+      if (i / page < 2 || i % page < layer) {
+        ASSERT_EQ(s.pool[i], std::byte{0x11}) << i;
+      }
+    }
+  }
+}
+
+TEST_P(Attention, KeepsNanInsteadOfLosingItsSign) {
+  Sequence s(KvType::bf16, 1, 1, 32, 2, 60);
+  for (const uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7f800001u, 0xffc00000u}) {
+    s.v[5] = std::bit_cast<float>(bits);
+    s.write(isa, 0, 1);
+    uint16_t stored = 0;
+    std::memcpy(&stored,
+                s.pool.data() + size_t(s.pages[0]) * s.shape.page_bytes() + s.shape.layer_bytes() +
+                    s.shape.head_part_bytes() + 5 * 4,
+                2);
+    EXPECT_TRUE((stored & 0x7f80) == 0x7f80 && (stored & 0x7f) != 0) << std::hex << stored;
+  }
+}
+
+}  // namespace
+}  // namespace millrace::kernels

@@ -1,0 +1,252 @@
+// The parts of attention that every level shares, in the 16-lane vocabulary: softmax of a chunk, merging of
+// chunks, the float path, writing K and V. What multiplies tiles is in attention-inl.h (vectors) and
+// attention_amx.cc.
+#pragma once
+#include "kernels/internal/attention_levels.h"
+#include "kernels/internal/math-inl.h"
+#include "kernels/internal/vec16-inl.h"
+
+namespace millrace::kernels::MR_TARGET {
+namespace {
+
+using internal::AttentionScratch;
+using internal::kBlockRows;
+using internal::kScoreStride;
+using internal::kTileBytes;
+using internal::kTileRowBytes;
+using internal::kv_part;
+using internal::Part;
+
+constexpr float kLog2E = 0x1.715476p+0f;
+
+MR_INLINE V minus_infinity_lanes() { return from_bits(set1_word(static_cast<int32_t>(0xff800000))); }
+
+// Where row `index` of a KV head's (query, head of the group) rows lies in q and out.
+struct RowPlace {
+  int64_t query;
+  int64_t column;
+};
+MR_INLINE RowPlace row_place(const AttentionArgs& args, int kv_head, int64_t index) {
+  const int group = args.q_heads / args.shape.kv_heads;
+  return {index / group, (int64_t{kv_head} * group + index % group) * args.shape.head_dim};
+}
+
+// A row's first max(visible, 0) keys of a chunk count; the scores after them, up to `total`, become
+// -infinity. Returns the largest score of the visible ones (-infinity if there are none).
+inline float mask_and_max(float* s, int visible, int total) {
+  for (int k = visible < 0 ? 0 : visible; k < total; ++k) s[k] = first_lane(minus_infinity_lanes());
+  V top_0 = minus_infinity_lanes(), top_1 = top_0;
+  for (int k = 0; k < total; k += 32) {
+    top_0 = max(load(s + k), top_0);
+    top_1 = max(load(s + k + 16), top_1);
+  }
+  return fold_max(max(top_0, top_1));
+}
+
+// Turns a row's raw scores (q . k) of a chunk into p in place and returns their sum. In units of log2, m = c
+// * max and p = 2^(fma(score, c, -m)). The sum has 16 lanes; of every 32 keys lane i adds p[2i+1], then p[2i]
+// (the order of VDPBF16PS, which does it on the amx level).
+template <bool bf16>
+MR_INLINE float exponentiate(float* s, int total, float c, float m) {
+  const V scale = set1(c), offset = set1(-m);
+  V sum = set1(0);
+  for (int k = 0; k < total; k += 32) {
+    V p_0 = exp2_nonpositive < bf16 ? 4 : 6 > (fma(load(s + k), scale, offset));
+    V p_1 = exp2_nonpositive < bf16 ? 4 : 6 > (fma(load(s + k + 16), scale, offset));
+    if constexpr (bf16) p_0 = round_bf16_number(p_0), p_1 = round_bf16_number(p_1);
+    store(s + k, p_0);
+    store(s + k + 16, p_1);
+    V even, odd;
+    split_pairs(p_0, p_1, even, odd);
+    sum = add(add(sum, odd), even);
+  }
+  return fold_sum(sum);
+}
+
+template <bool bf16>
+inline void softmax_chunk(float* s, int visible, int total, float c, float* chunk_m, float* chunk_l) {
+  const float top = mask_and_max(s, visible, total);
+  if (visible <= 0) {  // a later query of the block sees this chunk, this row does not: weight exactly zero
+    for (int k = 0; k < total; k += 16) store(s + k, set1(0));
+    *chunk_m = top;
+    *chunk_l = 0;
+    return;
+  }
+  *chunk_m = c * top;
+  *chunk_l = exponentiate<bf16>(s, total, c, *chunk_m);
+}
+
+inline void start_block(const AttentionScratch& scratch, int rows, int64_t row_floats) {
+  for (int r = 0; r < kBlockRows; r += 16) {
+    store(scratch.m + r, minus_infinity_lanes());
+    store(scratch.l + r, set1(0));
+    store(scratch.chunk_m + r, minus_infinity_lanes());
+    store(scratch.chunk_l + r, set1(0));
+  }
+  for (int64_t k = 0; k < rows * row_floats; k += 16) store(scratch.o + k, set1(0));
+}
+
+// Joins a chunk to what came before it. The first chunk passes unchanged: a = 2^-infinity = 0 and b = 1; a
+// chunk that a row does not see has b = 0 and a = 1.
+inline void merge_chunk(const AttentionScratch& scratch, int rows, int64_t row_floats) {
+  alignas(64) float a[kBlockRows], b[kBlockRows];
+  for (int r = 0; r < rows; r += 16) {
+    const V old_m = load(scratch.m + r), chunk_m = load(scratch.chunk_m + r);
+    const V new_m = max(old_m, chunk_m);
+    const V keep = exp2_nonpositive<6>(sub(old_m, new_m)), take = exp2_nonpositive<6>(sub(chunk_m, new_m));
+    store(scratch.m + r, new_m);
+    store(scratch.l + r, fma(load(scratch.l + r), keep, mul(load(scratch.chunk_l + r), take)));
+    store(a + r, keep);
+    store(b + r, take);
+  }
+  for (int r = 0; r < rows; ++r) {
+    const V keep = set1(a[r]), take = set1(b[r]);
+    float* o = scratch.o + r * row_floats;
+    const float* chunk_o = scratch.chunk_o + r * row_floats;
+    for (int64_t d = 0; d < row_floats; d += 16)
+      store(o + d, fma(load(o + d), keep, mul(load(chunk_o + d), take)));
+  }
+}
+
+// out = o / l. The added zero makes every zero +0: whether a zero arose as -0 may depend on how many masked
+// keys were multiplied along.
+inline void finish_row(const float* o, float l, int head_dim, float* out) {
+  const V total = set1(l);
+  int d = 0;
+  for (; d + 16 <= head_dim; d += 16) store(out + d, div(add(load(o + d), set1(0)), total));
+  if (d < head_dim)
+    store_partial(out + d, div(add(load_tail(o + d, head_dim - d), set1(0)), total), head_dim - d);
+}
+
+// ---- the float path: one row at a time, visible keys only
+// -----------------------------------------------------------
+
+inline float canonical_dot(const float* a, const float* b, int n) {
+  V sum = set1(0);
+  int k = 0;
+  for (; k + 16 <= n; k += 16) sum = fma(load(a + k), load(b + k), sum);
+  if (k < n) sum = fma(load_tail(a + k, n - k), load_tail(b + k, n - k), sum);
+  return fold_sum(sum);
+}
+
+inline const float* float_row(const AttentionArgs& args, int kv_head, int64_t position, Part part) {
+  const std::byte* base = kv_part(args.shape, args.view, args.layer, position / kPageTokens, kv_head, part);
+  return reinterpret_cast<const float*>(base) + position % kPageTokens * args.shape.head_dim;
+}
+
+inline void attention_row_f32(const AttentionArgs& args, int kv_head, int64_t index,
+                              const AttentionScratch& scratch) {
+  const int head_dim = args.shape.head_dim;
+  const int64_t row_floats = static_cast<int64_t>(AttentionScratch::row_floats(head_dim));
+  const RowPlace place = row_place(args, kv_head, index);
+  const float* q = args.q + place.query * args.q_stride + place.column;
+  const int64_t keys = args.first_position + place.query + 1;
+  start_block(scratch, 1, row_floats);
+  for (int64_t begin = 0; begin < keys; begin += kAttentionChunk) {
+    const int visible = static_cast<int>(keys - begin < kAttentionChunk ? keys - begin : kAttentionChunk);
+    for (int j = 0; j < visible; ++j)
+      scratch.scores[j] = canonical_dot(q, float_row(args, kv_head, begin + j, Part::key), head_dim);
+    softmax_chunk<false>(scratch.scores, visible, (visible + 31) / 32 * 32, args.scale * kLog2E,
+                         scratch.chunk_m, scratch.chunk_l);
+    for (int64_t d = 0; d < row_floats; d += 16) store(scratch.chunk_o + d, set1(0));
+    for (int j = 0; j < visible; ++j) {
+      const float* v = float_row(args, kv_head, begin + j, Part::value);
+      const V p = set1(scratch.scores[j]);
+      int d = 0;
+      for (; d + 16 <= head_dim; d += 16)
+        store(scratch.chunk_o + d, fma(p, load(v + d), load(scratch.chunk_o + d)));
+      if (d < head_dim)
+        store(scratch.chunk_o + d, fma(p, load_tail(v + d, head_dim - d), load(scratch.chunk_o + d)));
+    }
+    merge_chunk(scratch, 1, row_floats);
+  }
+  finish_row(scratch.o, scratch.l[0], head_dim, args.out + place.query * args.out_stride + place.column);
+}
+
+inline void attention_f32(const AttentionArgs& args) {
+  const AttentionScratch scratch(args.scratch, args.shape.head_dim);
+  const int64_t rows = int64_t{args.rows} * (args.q_heads / args.shape.kv_heads);
+  for (int head = args.kv_head_begin; head < args.kv_head_end; ++head)
+    for (int64_t index = 0; index < rows; ++index) attention_row_f32(args, head, index, scratch);
+}
+
+// ---- writing K and V
+// ------------------------------------------------------------------------------------------------
+
+// 32 values as 16 words of two BF16 each, the earlier in the low half.
+MR_INLINE I bf16_pairs(const float* x) {
+  V even, odd;
+  split_pairs(round_bf16(load(x)), round_bf16(load(x + 16)), even, odd);
+  return or_words(shift_right<16>(bits(even)), bits(odd));
+}
+
+inline void write_key(const float* k, int head_dim, int slot, std::byte* part) {
+  for (int d = 0; d < head_dim; d += 32) {
+    alignas(64) int32_t pairs[16];
+    store_words(pairs, bf16_pairs(k + d));
+    std::byte* tile = part + internal::key_offset(head_dim, slot, d);
+    for (int j = 0; j < 16; ++j) std::memcpy(tile + j * kTileRowBytes, pairs + j, 4);
+  }
+}
+
+// Values of the keys at slot and slot + 1 (slot even), which share words.
+inline void write_value_pair(const float* even, const float* odd, int head_dim, int slot, std::byte* part) {
+  for (int d = 0; d < head_dim; d += 16)
+    store_words(part + internal::value_offset(slot, d),
+                or_words(shift_right<16>(bits(round_bf16(load(even + d)))), bits(round_bf16(load(odd + d)))));
+}
+
+// One key's values, in 16-bit stores: the words' other halves belong to a key that another thread may be
+// writing.
+inline void write_value(const float* v, int head_dim, int slot, std::byte* part) {
+  for (int d = 0; d < head_dim; d += 16) {
+    alignas(64) uint32_t rounded[16];
+    store_words(rounded, bits(round_bf16(load(v + d))));
+    for (int j = 0; j < 16; ++j) {
+      const uint16_t high = static_cast<uint16_t>(rounded[j] >> 16);
+      std::memcpy(part + internal::value_offset(slot, d + j), &high, 2);
+    }
+  }
+}
+
+inline void kv_write_f32(const KvShape& shape, const KvView& view, int layer, int64_t first_position,
+                         int rows, const float* k, int64_t k_stride, const float* v, int64_t v_stride) {
+  const size_t bytes = size_t(shape.head_dim) * sizeof(float);
+  for (int i = 0; i < rows; ++i) {
+    const int64_t position = first_position + i;
+    const size_t offset = size_t(position % kPageTokens) * bytes;
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      const int64_t column = int64_t{head} * shape.head_dim;
+      std::memcpy(kv_part(shape, view, layer, position / kPageTokens, head, Part::key) + offset,
+                  k + i * k_stride + column, bytes);
+      std::memcpy(kv_part(shape, view, layer, position / kPageTokens, head, Part::value) + offset,
+                  v + i * v_stride + column, bytes);
+    }
+  }
+}
+
+inline void kv_write(const KvShape& shape, const KvView& view, int layer, int64_t first_position, int rows,
+                     const float* k, int64_t k_stride, const float* v, int64_t v_stride) {
+  if (shape.type == KvType::f32)
+    return kv_write_f32(shape, view, layer, first_position, rows, k, k_stride, v, v_stride);
+  for (int head = 0; head < shape.kv_heads; ++head) {
+    const int64_t column = int64_t{head} * shape.head_dim;
+    for (int i = 0; i < rows; ++i) {
+      const int64_t position = first_position + i;
+      const int slot = static_cast<int>(position % kPageTokens);
+      const int64_t page = position / kPageTokens;
+      write_key(k + i * k_stride + column, shape.head_dim, slot,
+                kv_part(shape, view, layer, page, head, Part::key));
+      std::byte* values = kv_part(shape, view, layer, page, head, Part::value);
+      const float* row = v + i * v_stride + column;
+      if (slot % 2 == 0 && i + 1 < rows) {
+        write_value_pair(row, row + v_stride, shape.head_dim, slot, values);
+      } else if (slot % 2 == 0 || i == 0) {
+        write_value(row, shape.head_dim, slot, values);
+      }  // else: written together with the row before
+    }
+  }
+}
+
+}  // namespace
+}  // namespace millrace::kernels::MR_TARGET
