@@ -1,8 +1,12 @@
-// One DP group's engine: tokenizer threads, continuous batching with chunked prefill, paged KV with a radix prefix
-// cache, preemption, sampling, stop handling. The bits of a reply depend on its request alone (design decision 1).
+// One DP group's engine: tokenizer threads, continuous batching with chunked prefill, paged KV with a radix
+// prefix cache, preemption, sampling, stop handling. The bits of a reply depend on its request alone (design
+// decision 1).
 //
-// submit() and cancel() may be called from any thread. Events are delivered in batches, one call per step, from the
-// engine's step thread: the sink must not block (it hands them to the wire). destroy = stop.
+// Waiting requests run in order of (priority, arrival). The same `load` goes out with each batch of events;
+// after a step without news the batch is empty.
+//
+// submit() and cancel() may be called from any thread. Events are delivered in batches, one call per step,
+// from the engine's step thread: the sink must not block (it hands them to the wire). destroy = stop.
 #pragma once
 #include <functional>
 #include <memory>
@@ -15,13 +19,14 @@
 namespace millrace::engine {
 
 struct EngineOptions {
-  std::vector<int> cpus = {-1};           // one compute thread each, pinned (-1: not)
+  std::vector<int> cpus = {-1};  // one compute thread each, pinned (-1: not)
   int tokenizer_threads = 1;
-  int64_t max_model_len = 0;              // tokens of prompt + reply; 0: the model's own, bounded by the KV pool
-  int max_num_seqs = 64;                  // sequences in one step
-  int max_num_batched_tokens = 512;       // tokens in one step (prefill chunk + decodes)
-  int max_waiting = 1024;                 // queued requests; above: resource_exhausted with retry_after_s
-  size_t kv_cache_bytes = 0;              // 0: a quarter of what memory is granted, at most 4 GiB
+  int64_t max_model_len = 0;  // tokens of prompt + reply; 0: the model's own, bounded by the KV pool; more
+                              // than either of those is refused
+  int max_num_seqs = 64;      // sequences in one step
+  int max_num_batched_tokens = 512;  // tokens in one step (prefill chunk + decodes); raised to max_num_seqs
+  int max_waiting = 1024;            // queued requests; above: resource_exhausted with retry_after_s
+  size_t kv_cache_bytes = 0;         // 0: a quarter of what memory is granted, at most 4 GiB
   bool prefix_caching = true;
 };
 
@@ -33,10 +38,12 @@ class Engine {
                                                   const EngineOptions& options, EventSink sink);
   virtual ~Engine() = default;
 
-  // Queues the request. Errors that need no tokenizing (limits, full queue) are returned; later ones (context overflow:
-  // invalid_argument with reason context_length_exceeded) arrive as an event.
+  // Queues the request. Errors that need no tokenizing (limits, full queue) are returned; later ones (context
+  // overflow: invalid_argument with reason context_length_exceeded) arrive as an event.
   virtual Expected<void> submit(GenerateRequest request) = 0;
-  // The request's pages are free within one step; a final event with FinishReason::cancelled follows. Unknown: ignored.
+  // The request's pages are free within one step; a final event with FinishReason::cancelled follows.
+  // Unknown: ignored. Destroying the engine ends what is left with FinishReason::error and Code::unavailable
+  // (it may run elsewhere).
   virtual void cancel(RequestId id) = 0;
   virtual GroupLoad load() const = 0;
   virtual const EngineOptions& options() const = 0;  // with the defaults resolved

@@ -1,0 +1,82 @@
+// One DP group without its threads: requests in, steps, events out. Deterministic: the same calls give the
+// same events.
+//
+// Everything here runs on one thread (the model spreads its own work). The clock is handed in, so tests can
+// run it on virtual time.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/internal/kv_pool.h"
+#include "engine/internal/sampler.h"
+#include "engine/internal/scheduler.h"
+#include "engine/internal/step_model.h"
+#include "engine/request.h"
+#include "model/tokenizer.h"
+
+namespace millrace::engine {
+
+struct CoreOptions {
+  int64_t max_model_len = 0;  // > 0, at most the pool's tokens
+  SchedulerLimits scheduler;
+  std::vector<TokenId> eos;
+  std::function<int64_t()> now_ns;
+};
+
+class EngineCore {
+ public:
+  EngineCore(StepModel& model, KvPool& pool, std::shared_ptr<const model::Tokenizer> tokenizer,
+             const kernels::RowKernels& rows, CoreOptions options);
+  ~EngineCore();
+
+  // request.prompt.tokens are the prompt's ids. What is wrong with the request comes as an event.
+  void add(GenerateRequest request, std::vector<GenerateEvent>& events);
+  void cancel(RequestId id, std::vector<GenerateEvent>& events);
+  // Ends every request with `status`.
+  void fail_all(const Status& status, std::vector<GenerateEvent>& events);
+  bool idle() const { return sequences_.empty(); }
+  void step(std::vector<GenerateEvent>& events);
+  GroupLoad load() const;                            // without last_step_age_ms
+  double rows_per_s() const { return rows_per_s_; }  // measured over recent steps; 0: none yet
+  // Requests that have left the queue for good: admitted once, or ended before that.
+  uint64_t left_queue() const { return scheduler_.admissions() + refusals_; }
+  // Test hook: sees each drawn token's raw logits.
+  std::function<void(RequestId, uint64_t index, const float* logits)> on_logits;
+
+ private:
+  struct Draw {  // one wanted row of this step
+    Sequence* sequence = nullptr;
+    int logit_index = 0;
+    int64_t prompt_position =
+        -1;  // >= 0: log-probability of the prompt token at this position; else the next token
+    TokenOut out;
+  };
+  Expected<std::unique_ptr<Sequence>> make_sequence(GenerateRequest&& request) const;
+  void gather(std::span<const ScheduledRows> plan);
+  void draw(Draw& draw, int thread);
+  void accept(Draw& draw, std::vector<GenerateEvent>& events);
+  void announce(Sequence& sequence, GenerateEvent& event);
+  void finish(Sequence& sequence);
+  void measure(int64_t rows, int64_t start_ns);
+
+  StepModel& model_;
+  KvPool& pool_;
+  const std::shared_ptr<const model::Tokenizer> tokenizer_;
+  const CoreOptions options_;
+  Scheduler scheduler_;
+  std::vector<Sampler> samplers_;  // one a thread
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  uint64_t arrivals_ = 0, refusals_ = 0, steps_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0;
+  double rows_per_s_ = 0;
+
+  // This step; kept for their memory.
+  std::vector<TokenId> tokens_;
+  std::vector<StepSegment> segments_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<Draw> draws_;
+};
+
+}  // namespace millrace::engine

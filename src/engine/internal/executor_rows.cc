@@ -1,0 +1,66 @@
+// A step by rows: panels are claimed, latest positions first (their attention costs most), with one barrier a
+// layer.
+#include "engine/internal/executor.h"
+#include "kernels/gemm_s8.h"
+
+namespace millrace::engine {
+
+void Executor::run_by_rows(int thread) {
+  const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  const int panels = static_cast<int>(panels_.size());
+  for (size_t s = 0; s < stages_.size(); ++s) {
+    const Stage& stage = stages_[s];
+    for (int taken; (taken = next_[s].fetch_add(1, std::memory_order_relaxed)) < panels;) {
+      const Panel& panel = panels_[static_cast<size_t>(panels - 1 - taken)];
+      if (!stage.last || panel.needed) run_panel(stage, panel, scratch);
+    }
+    team_.barrier();
+  }
+}
+
+void Executor::run_panel(const Stage& stage, const Panel& panel, const Scratch& scratch) {
+  float* x = residual(panel.row_begin);
+  const int rows = panel.rows;
+  const auto each_piece = [&](auto&& f) {
+    for (int i = panel.piece_begin; i < panel.piece_end; ++i) f(pieces_[static_cast<size_t>(i)]);
+  };
+  const auto product = [&](const model::Linear& weights, const float* floats, int64_t stride, float* out,
+                           int64_t out_stride, bool accumulate) {
+    linear(weights, scratch, floats, stride, rows, 0, static_cast<int>(kernels::padded_n(weights.n)), out,
+           out_stride, accumulate);
+  };
+  for (const Op& op : stage.ops) {
+    switch (op.kind) {
+      case Op::Kind::embed:
+        embed(std::get<model::EmbedModule>(*op.module), panel.row_begin, rows);
+        break;
+      case Op::Kind::attention_in: {
+        const auto& module = std::get<model::AttentionModule>(*op.module);
+        norm(x, module.norm_gain, rows, scratch, 0);
+        product(module.qkv, scratch.normed, float_stride_, qkv(panel.row_begin), qkv_stride_, false);
+        each_piece([&](const Piece& piece) { rope_and_write(module, piece); });
+        break;
+      }
+      case Op::Kind::attention_out: {
+        const auto& module = std::get<model::AttentionModule>(*op.module);
+        each_piece([&](const Piece& piece) {
+          float* out = scratch.attended + (piece.row_begin - panel.row_begin) * attended_stride_;
+          attend(module, piece, scratch, out, 0, config_.kv_heads);
+        });
+        quantise(scratch.attended, attended_stride_, module.o.k, rows, scratch, 0);
+        product(module.o, scratch.attended, attended_stride_, x, residual_stride_, true);
+        break;
+      }
+      case Op::Kind::ffn: {
+        const auto& module = std::get<model::FfnModule>(*op.module);
+        norm(x, module.norm_gain, rows, scratch, 0);
+        product(module.gate_up, scratch.normed, float_stride_, scratch.gate_up, gate_up_stride_, false);
+        activate(module, rows, scratch, scratch, 0);
+        product(module.down, scratch.normed, float_stride_, x, residual_stride_, true);
+        break;
+      }
+    }
+  }
+}
+
+}  // namespace millrace::engine

@@ -1,0 +1,75 @@
+#include "engine/internal/resolve.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+
+#include "base/units.h"
+
+namespace millrace::engine {
+namespace {
+
+constexpr int kMaxSequences = 4096, kMaxRows = 1 << 16, kMaxTokenizerThreads = 64, kMaxWaiting = 1 << 20;
+constexpr size_t kDefaultCacheAtMost = 4 * kGiB;
+
+Expected<void> in_range(int64_t value, int64_t low, int64_t high, const char* name) {
+  if (value >= low && value <= high) return {};
+  return invalid(fmt::format("{} is {}, it must be between {} and {}", name, value, low, high), name);
+}
+
+}  // namespace
+
+size_t granted_memory_bytes() {
+  auto bytes = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    std::ifstream file(path);
+    uint64_t limit = 0;
+    if (file >> limit && limit > 0)
+      bytes = std::min(bytes, static_cast<size_t>(limit));  // "max" does not parse
+  }
+  return bytes;
+}
+
+Expected<ResolvedOptions> resolve_options(const EngineOptions& given, const model::ModelConfig& config,
+                                          const kernels::KvShape& shape) {
+  ResolvedOptions resolved{.options = given};
+  EngineOptions& options = resolved.options;
+  if (options.cpus.empty()) return invalid("at least one compute thread is needed", "cpus");
+  MR_TRY(in_range(options.max_num_seqs, 1, kMaxSequences, "max_num_seqs"));
+  MR_TRY(in_range(options.max_num_batched_tokens, 1, kMaxRows, "max_num_batched_tokens"));
+  MR_TRY(in_range(options.tokenizer_threads, 1, kMaxTokenizerThreads, "tokenizer_threads"));
+  MR_TRY(in_range(options.max_waiting, 1, kMaxWaiting, "max_waiting"));
+  options.max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+
+  const size_t page_bytes = shape.page_bytes();
+  const int64_t model_len = config.max_position;
+  const int64_t wanted_len = options.max_model_len > 0 ? options.max_model_len : model_len;
+  if (wanted_len > model_len)
+    return invalid(
+        fmt::format("max_model_len is {}, but the model was made for {} tokens", wanted_len, model_len),
+        "max_model_len");
+  if (wanted_len < 2) return invalid("max_model_len must be 2 or more", "max_model_len");
+  if (options.kv_cache_bytes == 0) {
+    options.kv_cache_bytes = std::min(granted_memory_bytes() / 4, kDefaultCacheAtMost);
+    // No more than every seat can use.
+    const auto useful = static_cast<size_t>(ceil_div(wanted_len, kernels::kPageTokens) + 1) * page_bytes *
+                        static_cast<size_t>(options.max_num_seqs);
+    options.kv_cache_bytes = std::max(std::min(options.kv_cache_bytes, useful), page_bytes);
+  }
+  resolved.pages = static_cast<int64_t>(options.kv_cache_bytes / page_bytes);
+  const int64_t pool_len = resolved.pages * kernels::kPageTokens;
+  if (pool_len < 2 || (options.max_model_len > 0 && wanted_len > pool_len))
+    return fail(
+        Code::resource_exhausted,
+        fmt::format(
+            "a KV cache of {} bytes holds {} tokens ({} bytes each), fewer than max_model_len {}: raise "
+            "the KV cache or lower max_model_len",
+            options.kv_cache_bytes, pool_len, page_bytes / kernels::kPageTokens, wanted_len));
+  options.max_model_len = std::min(wanted_len, pool_len);
+  return resolved;
+}
+
+}  // namespace millrace::engine
