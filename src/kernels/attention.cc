@@ -24,10 +24,13 @@ size_t attention_scratch_bytes(const KvShape& shape, int q_heads) {
 const AttentionKernels& attention_kernels_at(Isa isa) {
   switch (isa) {
     case Isa::scalar:
-    case Isa::avx2:
-    case Isa::avx512:
-    case Isa::amx:
       break;
+    case Isa::avx2:
+      return internal::kAttentionAvx2;
+    case Isa::avx512:
+      return internal::kAttentionAvx512;
+    case Isa::amx:
+      return internal::kAttentionAvx512;
   }
   return internal::kAttentionScalar;
 }

@@ -27,10 +27,13 @@ float* row_scratch(size_t floats) {
 const RowKernels& row_kernels_at(Isa isa) {
   switch (isa) {
     case Isa::scalar:
-    case Isa::avx2:
-    case Isa::avx512:
-    case Isa::amx:
       break;
+    case Isa::avx2:
+      return internal::kRowsAvx2;
+    case Isa::avx512:
+      return internal::kRowsAvx512;
+    case Isa::amx:
+      return internal::kRowsAvx512;
   }
   return internal::kRowsScalar;
 }

@@ -1,0 +1,24 @@
+// Attention with AVX-512 (see attention-inl.h).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (GCC bug 105593)
+#endif
+#include <immintrin.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/internal/attention_levels.h"
+#include "kernels/internal/target.h"
+
+#define MR_TARGET avx512
+#define MR_VEC_AVX512
+MR_BEGIN_TARGET(MR_TARGET_AVX512)
+#include "kernels/internal/attention-inl.h"
+MR_END_TARGET
+
+namespace millrace::kernels::internal {
+constinit const AttentionKernels kAttentionAvx512 = avx512::kAttention;
+}
