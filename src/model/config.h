@@ -2,12 +2,15 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
 #include "base/strong_id.h"
 
 namespace millrace::model {
+
+class GgufFile;
 
 enum class Architecture : uint32_t { llama = 1, qwen2 = 2, qwen3 = 3 };  // numbers are stored in packed files
 std::string_view architecture_name(Architecture architecture);           // transformers' model_type
@@ -18,10 +21,11 @@ struct RopeConfig {
   double factor = 1;
   double low_freq_factor = 1, high_freq_factor = 4;  // llama3
   double beta_fast = 32, beta_slow = 1;              // yarn
-  double attention_factor = 1;                       // yarn: multiplies cos and sin
+  double attention_factor = 1;                       // multiplies cos and sin; other than 1 with yarn only
   int64_t original_max_position = 0;                 // llama3, yarn
   std::vector<float> frequency_divisors;             // GGUF's rope_freqs.weight; used in place of llama3's formula
-  // Radians per position of pair i = 0..head_dim/2-1.
+  // Radians per position of pair i = 0..head_dim/2-1. Formulas: YaRN, Peng et al. (2023), as transformers computes it;
+  // llama3 as in Meta's reference code. cos and sin are then multiplied by attention_factor.
   std::vector<double> inverse_frequencies(int head_dim) const;
 };
 
@@ -55,6 +59,11 @@ struct ModelConfig {
 };
 
 // From a Hugging Face config.json (transformers 4 and 5 spellings) and, if there, generation_config.json ("" if not).
+// `name` is left empty. What this house does not compute (partial RoPE, sliding windows, quantised weights, another
+// activation function) is refused by its key, never ignored.
 Expected<ModelConfig> config_from_hugging_face(std::string_view config_json, std::string_view generation_config_json);
+
+// From GGUF metadata and, where the metadata is silent (biases, a tied head), the tensor directory.
+Expected<ModelConfig> config_from_gguf(const GgufFile& file);
 
 }  // namespace millrace::model

@@ -2,13 +2,14 @@
 // section 5), quantised and laid out in tiles; config, tokenizer and chat template travel inside, so nothing else is
 // read at start. Read-only and shared: N processes hold one copy. The float32 form of the same file is the checking path.
 //
-// File: 4096-byte header (magic "MRPACK01", version, sizes, checksums), a JSON directory (config, sections with offset,
-// size, XXH3), then sections aligned to 4096 bytes. Written to a temporary name, fsynced and renamed: a file under its
-// final name is whole. A changed layout raises the version, and an old file is packed again, not misread.
+// File: 4096-byte header (magic "MRPACK01", version, sizes, checksums), sections aligned to 4096 bytes, and at the end a
+// JSON directory (config, sections with offset, size, XXH3). Written without its name, fsynced and renamed: a file under
+// its final name is whole. A changed layout raises the version, and an old file is packed again, not misread.
 #pragma once
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "base/status.h"
@@ -20,7 +21,8 @@ namespace millrace::model {
 
 enum class PackType { int8, float32 };
 
-using Progress = std::function<void(double fraction, std::string_view what)>;  // called often; may be empty
+// Called often, by one thread at a time but not always the same one; may be empty.
+using Progress = std::function<void(double fraction, std::string_view what)>;
 
 struct PackOptions {
   PackType type = PackType::int8;
@@ -29,7 +31,8 @@ struct PackOptions {
 };
 
 // Reads a checkpoint (a .gguf file, or a Hugging Face folder) and writes the packed file. Resident memory stays within
-// one layer's float weights plus a constant.
+// one layer's float weights plus a constant. Tensors that are missing, too many, of the wrong shape or not finite are
+// refused by name. Two processes that pack the same file at once both succeed; a killed one leaves no file under the name.
 Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint, const std::filesystem::path& packed,
                                const PackOptions& options);
 
@@ -47,6 +50,8 @@ class PackedModel {
   static Expected<std::shared_ptr<const PackedModel>> open(const std::filesystem::path& path) {
     return open(path, OpenOptions{});
   }
+  // Over bytes that outlive the object, 64-byte aligned (tests, fuzzing).
+  static Expected<std::shared_ptr<const PackedModel>> parse(std::span<const std::byte> bytes, const OpenOptions& options);
   virtual ~PackedModel() = default;
 
   virtual const ModelConfig& config() const = 0;

@@ -23,9 +23,11 @@ inline float float_of_f16(uint16_t half) {
   const uint32_t sign = uint32_t{half & 0x8000u} << 16;
   const uint32_t magnitude = half & 0x7FFFu;
   if (magnitude >= 0x7C00u) return std::bit_cast<float>(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
-  // A subnormal is a count of 2^-24; computed without a subnormal binary32, so that it holds with denormals flushed.
-  const float value = magnitude < 0x400u ? static_cast<float>(magnitude) * 0x1p-24f
-                                         : std::bit_cast<float>((magnitude << 13) + (uint32_t{127 - 15} << 23));
+  // A subnormal is a count of 2^-24; computed without a subnormal binary32, so that it holds with denormals
+  // flushed.
+  const float value = magnitude < 0x400u
+                          ? static_cast<float>(magnitude) * 0x1p-24f
+                          : std::bit_cast<float>((magnitude << 13) + (uint32_t{127 - 15} << 23));
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
 }
 

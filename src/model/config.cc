@@ -1,0 +1,135 @@
+#include "model/config.h"
+
+#include <fmt/core.h>
+
+#include <cmath>
+#include <numbers>
+
+namespace millrace::model {
+namespace {
+
+constexpr int64_t kMaxVocab = 1 << 20;
+constexpr int64_t kMaxWidth = 1 << 17;  // a linear's inputs: the INT8 kernels' exact sums end at 133,000
+constexpr int64_t kMaxHidden = 1 << 16;
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxHeads = 1024;
+constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxPosition = int64_t{1} << 31;
+constexpr size_t kMaxEos = 64;
+
+Expected<void> in_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return {};
+  return invalid(fmt::format("model config: {} is {}; {} to {} is possible", name, value, low, high),
+                 std::string(name));
+}
+
+Expected<void> positive_number(std::string_view name, double value, double high) {
+  if (value > 0 && value <= high) return {};  // false for NaN
+  return invalid(fmt::format("model config: {} is {}; above 0 and up to {:g} is possible", name, value, high),
+                 std::string(name));
+}
+
+// YaRN's boundary: the pair index whose wavelength turns `rotations` times within the original context.
+double yarn_pair(double rotations, double dimensions, double base, double original) {
+  return dimensions * std::log(original / (2 * std::numbers::pi * rotations)) / (2 * std::log(base));
+}
+
+Expected<void> validate_rope(const RopeConfig& rope, int head_dim) {
+  MR_TRY(positive_number("rope theta", rope.theta, 1e12));
+  MR_TRY(positive_number("rope factor", rope.factor, 1e6));
+  MR_TRY(positive_number("rope attention_factor", rope.attention_factor, 1e3));
+  if (rope.kind == RopeConfig::Kind::llama3) {
+    MR_TRY(positive_number("rope low_freq_factor", rope.low_freq_factor, 1e6));
+    MR_TRY(positive_number("rope high_freq_factor", rope.high_freq_factor, 1e6));
+    if (rope.high_freq_factor <= rope.low_freq_factor)
+      return invalid(fmt::format("model config: rope high_freq_factor {} must be above low_freq_factor {}",
+                                 rope.high_freq_factor, rope.low_freq_factor));
+  }
+  if (rope.kind == RopeConfig::Kind::yarn) {
+    MR_TRY(positive_number("rope beta_fast", rope.beta_fast, 1e6));
+    MR_TRY(positive_number("rope beta_slow", rope.beta_slow, 1e6));
+    if (rope.theta <= 1)
+      return invalid(fmt::format("model config: yarn needs rope theta above 1, not {}", rope.theta));
+  }
+  if (rope.kind == RopeConfig::Kind::llama3 || rope.kind == RopeConfig::Kind::yarn)
+    MR_TRY(in_range("rope original_max_position_embeddings", rope.original_max_position, 1, kMaxPosition));
+  if (!rope.frequency_divisors.empty()) {
+    if (rope.frequency_divisors.size() != static_cast<size_t>(head_dim / 2))
+      return invalid(fmt::format("model config: {} rope frequency divisors for {} pairs",
+                                 rope.frequency_divisors.size(), head_dim / 2));
+    for (const float divisor : rope.frequency_divisors)
+      MR_TRY(positive_number("a rope frequency divisor", divisor, 1e6));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<double> RopeConfig::inverse_frequencies(int head_dim) const {
+  const int pairs = head_dim / 2;
+  std::vector<double> out(static_cast<size_t>(pairs));
+  double low = 0, high = 0;
+  if (kind == Kind::yarn) {
+    const auto original = static_cast<double>(original_max_position);
+    low = std::max(std::floor(yarn_pair(beta_fast, head_dim, theta, original)), 0.0);
+    high = std::min(std::ceil(yarn_pair(beta_slow, head_dim, theta, original)), head_dim - 1.0);
+    if (low == high) high += 0.001;
+  }
+  for (int i = 0; i < pairs; ++i) {
+    const double plain = std::pow(theta, -2.0 * i / head_dim);
+    double& value = out[static_cast<size_t>(i)];
+    value = plain;
+    if (!frequency_divisors.empty()) {
+      value = plain / static_cast<double>(frequency_divisors[static_cast<size_t>(i)]);
+    } else if (kind == Kind::linear) {
+      value = plain / factor;
+    } else if (kind == Kind::llama3) {
+      // Short waves are kept, long ones stretched by the factor, those between blended.
+      const double turns = static_cast<double>(original_max_position) * plain / (2 * std::numbers::pi);
+      if (turns < low_freq_factor) {
+        value = plain / factor;
+      } else if (turns <= high_freq_factor) {
+        const double smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+        value = (1 - smooth) * plain / factor + smooth * plain;
+      }
+    } else if (kind == Kind::yarn) {
+      const double stretched = std::clamp((i - low) / (high - low), 0.0, 1.0);
+      value = plain / factor * stretched + plain * (1 - stretched);
+    }
+  }
+  return out;
+}
+
+Expected<void> ModelConfig::validate() const {
+  MR_TRY(in_range("vocab_size", vocab_size, 1, kMaxVocab));
+  MR_TRY(in_range("hidden_size", hidden_size, 1, kMaxHidden));
+  MR_TRY(in_range("num_hidden_layers", layers, 1, kMaxLayers));
+  MR_TRY(in_range("num_attention_heads", q_heads, 1, kMaxHeads));
+  MR_TRY(in_range("num_key_value_heads", kv_heads, 1, q_heads));
+  if (q_heads % kv_heads != 0)
+    return invalid(
+        fmt::format("model config: num_attention_heads {} is not a multiple of num_key_value_heads {}",
+                    q_heads, kv_heads));
+  MR_TRY(in_range("head_dim", head_dim, 2, kMaxHeadDim));
+  if (head_dim % 2 != 0)
+    return invalid(fmt::format("model config: head_dim {} is odd; RoPE rotates pairs", head_dim));
+  MR_TRY(in_range("num_attention_heads * head_dim", int64_t{q_heads} * head_dim, 2, kMaxWidth));
+  MR_TRY(in_range("intermediate_size", ffn_size, 1, kMaxWidth));
+  MR_TRY(positive_number("rms_norm_eps", rms_norm_eps, 1));
+  MR_TRY(in_range("max_position_embeddings", max_position, 1, kMaxPosition));
+  MR_TRY(validate_rope(rope, head_dim));
+  MR_TRY(in_range("bos_token_id", bos, -1, vocab_size - 1));
+  MR_TRY(in_range("the number of eos_token_id", static_cast<int64_t>(eos.size()), 0, kMaxEos));
+  for (const TokenId id : eos) MR_TRY(in_range("eos_token_id", id, 0, vocab_size - 1));
+  const GenerationDefaults& g = generation;
+  if (!(g.temperature >= 0 && g.temperature <= 100))
+    return invalid(fmt::format("generation config: temperature is {}; 0 to 100 is possible", g.temperature));
+  MR_TRY(positive_number("top_p", g.top_p, 1));
+  if (!(g.min_p >= 0 && g.min_p <= 1))
+    return invalid(fmt::format("generation config: min_p is {}; 0 to 1 is possible", g.min_p));
+  MR_TRY(positive_number("repetition_penalty", g.repetition_penalty, 100));
+  MR_TRY(in_range("top_k", g.top_k, 0, kMaxVocab));
+  return {};
+}
+
+}  // namespace millrace::model

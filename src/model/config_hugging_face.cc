@@ -1,0 +1,193 @@
+// config.json as transformers 4 and 5 write it. Version 5 gathers RoPE under "rope_parameters" (with
+// rope_theta inside) and writes "dtype"; version 4 has "rope_theta" beside "rope_scaling" {"type" or
+// "rope_type"}. Both are read.
+#include <fmt/core.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "base/json.h"
+#include "model/config.h"
+#include "model/internal/architecture.h"
+#include "model/internal/json_fields.h"
+
+namespace millrace::model {
+namespace {
+
+constexpr JsonLimits kConfigLimits{.max_bytes = size_t{4} << 20, .max_depth = 32};
+
+Expected<json::object> parse_object(std::string_view text, std::string_view what) {
+  auto value = parse_json(text, kConfigLimits);
+  if (!value) return invalid(fmt::format("{}: {}", what, value.error().message));
+  if (!value->is_object()) return invalid(fmt::format("{} is not a JSON object", what));
+  return std::move(value->get_object());
+}
+
+Expected<const ArchitecturePage*> page_of(const json::object& config) {
+  const std::string model_type = MR_TRY(read_text(config, "model_type"));
+  std::vector<std::string_view> known;
+  for (const ArchitecturePage* page : architecture_pages()) {
+    known.push_back(page->model_type);
+    if (page->model_type != model_type) continue;
+    if (const json::value* classes = field_of(config, "architectures");
+        classes != nullptr && classes->is_array() && !classes->get_array().empty()) {
+      const json::value& first = classes->get_array()[0];
+      if (!first.is_string() || std::string_view(first.get_string()) != page->causal_lm_class)
+        return fail(Code::unimplemented,
+                    fmt::format("\"architectures\" is {}; a {} is expected",
+                                json::serialize(*classes).substr(0, 200), page->causal_lm_class));
+    }
+    return page;
+  }
+  return fail(Code::unimplemented, fmt::format("model_type \"{}\" is not supported; supported are {}",
+                                               model_type.substr(0, 80), fmt::join(known, ", ")));
+}
+
+// Keys whose other values mean a computation that we do not do.
+Expected<void> refuse_unsupported(const json::object& config) {
+  const std::string activation = MR_TRY(read_text(config, "hidden_act", "silu"));
+  if (activation != "silu" && activation != "swish")
+    return fail(Code::unimplemented,
+                fmt::format("hidden_act \"{}\" is not supported; silu is", activation.substr(0, 80)));
+  if (field_of(config, "quantization_config") != nullptr)
+    return fail(Code::unimplemented,
+                "the checkpoint is quantised (quantization_config); use the F32, F16 or BF16 one");
+  if (MR_TRY(read_bool(config, "use_sliding_window", false)))
+    return fail(Code::unimplemented, "use_sliding_window is true; sliding-window attention is not supported");
+  if (MR_TRY(read_bool(config, "rope_interleaved", false)))
+    return fail(Code::unimplemented, "rope_interleaved is true; half-split RoPE is supported");
+  if (const json::value* types = field_of(config, "layer_types")) {
+    if (!types->is_array()) return invalid("\"layer_types\" is not an array", "layer_types");
+    for (const json::value& type : types->get_array())
+      if (!type.is_string() || type.get_string() != "full_attention")
+        return fail(Code::unimplemented, fmt::format("layer_types has {}; full_attention is supported",
+                                                     json::serialize(type).substr(0, 80)));
+  }
+  return {};
+}
+
+Expected<void> read_yarn(const json::object& scaling, RopeConfig& rope) {
+  rope.beta_fast = MR_TRY(read_number(scaling, "beta_fast", 32));
+  rope.beta_slow = MR_TRY(read_number(scaling, "beta_slow", 1));
+  const auto amplitude = [&](double weight) {
+    return rope.factor <= 1 ? 1.0 : 0.1 * weight * std::log(rope.factor) + 1.0;
+  };
+  const double mscale = MR_TRY(read_number(scaling, "mscale", 0));
+  const double mscale_all_dim = MR_TRY(read_number(scaling, "mscale_all_dim", 0));
+  double fallback = amplitude(1);
+  if (mscale != 0 && mscale_all_dim != 0) fallback = amplitude(mscale) / amplitude(mscale_all_dim);
+  rope.attention_factor = MR_TRY(read_number(scaling, "attention_factor", fallback));
+  return {};
+}
+
+Expected<void> read_rope(const json::object& config, ModelConfig& out) {
+  RopeConfig& rope = out.rope;
+  rope.theta = MR_TRY(read_number(config, "rope_theta", 10000));
+  const json::value* scaling_value = field_of(config, "rope_parameters");
+  if (scaling_value == nullptr) scaling_value = field_of(config, "rope_scaling");
+  if (scaling_value == nullptr) return {};
+  if (!scaling_value->is_object())
+    return invalid("the RoPE parameters are not a JSON object", "rope_parameters");
+  const json::object& scaling = scaling_value->get_object();
+  rope.theta = MR_TRY(read_number(scaling, "rope_theta", rope.theta));
+  if (const double part = MR_TRY(read_number(scaling, "partial_rotary_factor", 1)); part != 1)
+    return fail(Code::unimplemented,
+                fmt::format("partial_rotary_factor is {}; only full RoPE is supported", part));
+  std::string type = MR_TRY(read_text(scaling, "rope_type", ""));
+  if (type.empty()) type = MR_TRY(read_text(scaling, "type", "default"));
+  if (type == "default") return {};
+  if (type == "linear") {
+    rope.kind = RopeConfig::Kind::linear;
+  } else if (type == "llama3") {
+    rope.kind = RopeConfig::Kind::llama3;
+  } else if (type == "yarn") {
+    rope.kind = RopeConfig::Kind::yarn;
+  } else {
+    return fail(Code::unimplemented,
+                fmt::format("RoPE type \"{}\" is not supported; default, linear, llama3 and yarn are",
+                            type.substr(0, 80)));
+  }
+  rope.factor = MR_TRY(read_number(scaling, "factor"));
+  if (rope.kind == RopeConfig::Kind::linear) return {};
+  rope.original_max_position = MR_TRY(
+      read_integer(scaling, "original_max_position_embeddings",
+                   MR_TRY(read_integer(config, "original_max_position_embeddings", out.max_position))));
+  if (rope.kind == RopeConfig::Kind::yarn) return read_yarn(scaling, rope);
+  rope.low_freq_factor = MR_TRY(read_number(scaling, "low_freq_factor"));
+  rope.high_freq_factor = MR_TRY(read_number(scaling, "high_freq_factor"));
+  return {};
+}
+
+// A token id as one number or a list of them.
+Expected<std::vector<TokenId>> read_ids(const json::object& object, std::string_view key) {
+  std::vector<TokenId> ids;
+  const json::value* value = field_of(object, key);
+  if (value == nullptr) return ids;
+  const auto add = [&](const json::value& element) -> Expected<void> {
+    const auto id = integer_of(element);
+    if (!id || *id < INT32_MIN || *id > INT32_MAX)
+      return invalid(
+          fmt::format("\"{}\" has {}, not a token id", key, json::serialize(element).substr(0, 80)),
+          std::string(key));
+    if (std::find(ids.begin(), ids.end(), static_cast<TokenId>(*id)) == ids.end())
+      ids.push_back(static_cast<TokenId>(*id));
+    return {};
+  };
+  if (!value->is_array()) {
+    MR_TRY(add(*value));
+    return ids;
+  }
+  if (value->get_array().size() > 64)
+    return invalid(fmt::format("\"{}\" has {} entries; at most 64", key, value->get_array().size()),
+                   std::string(key));
+  for (const json::value& element : value->get_array()) MR_TRY(add(element));
+  return ids;
+}
+
+Expected<void> read_generation(const json::object& file, ModelConfig& out) {
+  GenerationDefaults& defaults = out.generation;
+  defaults.temperature = MR_TRY(read_number(file, "temperature", defaults.temperature));
+  defaults.top_p = MR_TRY(read_number(file, "top_p", defaults.top_p));
+  defaults.min_p = MR_TRY(read_number(file, "min_p", defaults.min_p));
+  defaults.repetition_penalty = MR_TRY(read_number(file, "repetition_penalty", defaults.repetition_penalty));
+  defaults.top_k = MR_TRY(read_size(file, "top_k", defaults.top_k));
+  // The ids that end a turn: this file knows the turn token where config.json may only know the end of a
+  // document.
+  if (auto ids = MR_TRY(read_ids(file, "eos_token_id")); !ids.empty()) out.eos = std::move(ids);
+  return {};
+}
+
+}  // namespace
+
+Expected<ModelConfig> config_from_hugging_face(std::string_view config_json,
+                                               std::string_view generation_config_json) {
+  const json::object file = MR_TRY(parse_object(config_json, "config.json"));
+  const ArchitecturePage* page = MR_TRY(page_of(file));
+  MR_TRY(refuse_unsupported(file));
+  ModelConfig out;
+  out.architecture = page->id;
+  out.vocab_size = MR_TRY(read_size(file, "vocab_size"));
+  out.hidden_size = MR_TRY(read_size(file, "hidden_size"));
+  out.layers = MR_TRY(read_size(file, "num_hidden_layers"));
+  out.q_heads = MR_TRY(read_size(file, "num_attention_heads"));
+  out.kv_heads = MR_TRY(read_size(file, "num_key_value_heads", out.q_heads));
+  out.head_dim = MR_TRY(read_size(file, "head_dim", out.q_heads > 0 ? out.hidden_size / out.q_heads : 0));
+  out.ffn_size = MR_TRY(read_size(file, "intermediate_size"));
+  out.rms_norm_eps = static_cast<float>(MR_TRY(read_number(file, "rms_norm_eps", 1e-6)));
+  out.tied_embeddings = MR_TRY(read_bool(file, "tie_word_embeddings", false));
+  out.max_position = MR_TRY(read_integer(file, "max_position_embeddings", 2048));
+  if (const double part = MR_TRY(read_number(file, "partial_rotary_factor", 1)); part != 1)
+    return fail(Code::unimplemented,
+                fmt::format("partial_rotary_factor is {}; only full RoPE is supported", part));
+  MR_TRY(read_rope(file, out));
+  const auto bos = MR_TRY(read_ids(file, "bos_token_id"));
+  out.bos = bos.empty() ? -1 : bos[0];
+  out.eos = MR_TRY(read_ids(file, "eos_token_id"));
+  MR_TRY(page->from_hugging_face(file, out));
+  if (!generation_config_json.empty())
+    MR_TRY(read_generation(MR_TRY(parse_object(generation_config_json, "generation_config.json")), out));
+  MR_TRY(out.validate());
+  return out;
+}
+
+}  // namespace millrace::model
