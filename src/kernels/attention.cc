@@ -30,7 +30,7 @@ const AttentionKernels& attention_kernels_at(Isa isa) {
     case Isa::avx512:
       return internal::kAttentionAvx512;
     case Isa::amx:
-      return internal::kAttentionAvx512;
+      return internal::kAttentionAmx;
   }
   return internal::kAttentionScalar;
 }

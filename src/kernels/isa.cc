@@ -56,7 +56,8 @@ Isa detect() {
   if (!(f && dq && bw && vl && vnni && has_state(kAvx512State))) return Isa::avx2;
 
   const bool bf16 = bit(seven.edx, 22), tile = bit(seven.edx, 24), int8 = bit(seven.edx, 25);
-  if (!(bf16 && tile && int8 && has_state(kTileState) && ask_for_tile_data())) return Isa::avx512;
+  const bool vector_bf16 = bit(cpuid(7, 1).eax, 5);
+  if (!(bf16 && vector_bf16 && tile && int8 && has_state(kTileState) && ask_for_tile_data())) return Isa::avx512;
   return Isa::amx;
 }
 

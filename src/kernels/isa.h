@@ -10,8 +10,8 @@
 namespace millrace::kernels {
 
 enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, amx = 3 };
-// What each needs: avx2 = AVX2, FMA, F16C; avx512 = F, BW, VL, DQ and VNNI; amx = avx512's and AMX-TILE, AMX-INT8,
-// AMX-BF16, and the kernel's permission for tile data (asked for on first use).
+// What each needs: avx2 = AVX2, FMA, F16C; avx512 = F, BW, VL, DQ and VNNI; amx = avx512's and AVX512-BF16,
+// AMX-TILE, AMX-INT8, AMX-BF16, and the kernel's permission for tile data (asked for on first use).
 
 std::string_view isa_name(Isa isa);
 bool isa_supported(Isa isa);         // by this CPU and this operating system

@@ -1,7 +1,8 @@
 // Attention with AVX-512 (see attention-inl.h).
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored \
-    "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (GCC bug 105593)
+// GCC 12 finds both in its own intrinsics (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 

@@ -1,0 +1,229 @@
+// Attention with both products on AMX: what TDPBF16PS does is the arithmetic that attention.h defines.
+//
+// Tile registers: 0-3 sums (rows 0-15 and 16-31 of the block times two tiles of columns), 4 and 5 the left
+// side of the two groups of rows, 6 and 7 the right side. Blocks of at most 16 rows use 0, 1, 4, 6, 7 with
+// just as many rows.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 finds both in its own intrinsics (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/internal/amx_config.h"
+#include "kernels/internal/attention_levels.h"
+#include "kernels/internal/target.h"
+
+#define MR_TARGET amx
+#define MR_VEC_AVX512
+MR_BEGIN_TARGET(MR_TARGET_AMX ",avx512bf16")
+#include "kernels/internal/attention_common-inl.h"
+
+namespace millrace::kernels::amx {
+namespace {
+
+constexpr int kScoreBytes = kScoreStride * 4;
+
+// The tile instructions are opaque to the compiler: what they load must have been stored before, not kept in
+// registers.
+MR_INLINE void publish_stores(const void* local = nullptr) { __asm__ volatile("" ::"r"(local) : "memory"); }
+
+void configure(int rows) {
+  const uint8_t first = static_cast<uint8_t>(rows < 16 ? rows : 16),
+                second = static_cast<uint8_t>(rows - first);
+  internal::AmxConfig config;
+  for (const int tile : {0, 1, 4}) config.rows[tile] = first;
+  for (const int tile : {2, 3, 5}) config.rows[tile] = second > 0 ? second : first;
+  publish_stores(&config);
+  _tile_loadconfig(&config);
+}
+
+// Queries as left-side tiles: [row / 16][dim / 32] of 16 rows of 32 BF16.
+MR_INLINE std::byte* query_tile(const AttentionScratch& scratch, int head_dim, int rows_tile, int block) {
+  return reinterpret_cast<std::byte*>(scratch.q) + size_t(rows_tile * (head_dim / 32) + block) * kTileBytes;
+}
+
+void gather_queries(const AttentionArgs& args, int kv_head, int64_t first_row, int rows,
+                    const AttentionScratch& scratch) {
+  for (int r = 0; r < rows; ++r) {
+    const RowPlace place = row_place(args, kv_head, first_row + r);
+    const float* q = args.q + place.query * args.q_stride + place.column;
+    for (int block = 0; block < args.shape.head_dim / 32; ++block)
+      store_words(query_tile(scratch, args.shape.head_dim, r / 16, block) + r % 16 * kTileRowBytes,
+                  bf16_pairs(q + block * 32));
+  }
+}
+
+// Raw scores of the 32 keys of one page. `part` is the page's K; the two groups of 16 keys lie one after the
+// other.
+template <bool two>
+MR_INLINE void scores_of_page(const std::byte* part, int head_dim, float* scores,
+                              const AttentionScratch& scratch) {
+  const int blocks = head_dim / 32;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (two) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int block = 0; block < blocks; ++block) {
+    _tile_loadd(4, query_tile(scratch, head_dim, 0, block), kTileRowBytes);
+    _tile_loadd(6, part + block * kTileBytes, kTileRowBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, part + (blocks + block) * kTileBytes, kTileRowBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (two) {
+      _tile_loadd(5, query_tile(scratch, head_dim, 1, block), kTileRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, scores, kScoreBytes);
+  _tile_stored(1, scores + 16, kScoreBytes);
+  if constexpr (two) {
+    _tile_stored(2, scores + 16 * kScoreStride, kScoreBytes);
+    _tile_stored(3, scores + 16 * kScoreStride + 16, kScoreBytes);
+  }
+}
+
+// Sums over the chunk's keys of p times the values of dims [dim, dim + 32).
+template <bool two>
+MR_INLINE void values_of_dims(const std::byte* const* parts, int pages, int dim, int head_dim,
+                              const AttentionScratch& scratch) {
+  const std::byte* p = reinterpret_cast<const std::byte*>(scratch.scores);
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (two) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int page = 0; page < pages; ++page) {
+    const std::byte* tile = parts[page] + internal::value_offset(0, dim);
+    _tile_loadd(4, p + page * kTileRowBytes, kScoreBytes);
+    _tile_loadd(6, tile, kTileRowBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, tile + kTileBytes, kTileRowBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (two) {
+      _tile_loadd(5, p + 16 * kScoreBytes + page * kTileRowBytes, kScoreBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  const int stride = head_dim * 4;
+  float* out = scratch.chunk_o + dim;
+  _tile_stored(0, out, stride);
+  _tile_stored(1, out + 16, stride);
+  if constexpr (two) {
+    _tile_stored(2, out + 16 * head_dim, stride);
+    _tile_stored(3, out + 16 * head_dim + 16, stride);
+  }
+}
+
+// exponentiate<true> of attention_common-inl.h with the conversions that this level has instructions for: p
+// replaces the scores as BF16, two keys to a word. VCVTNE2PS2BF16 rounds to nearest even, and p is never
+// denormal or NaN; VDPBF16PS with ones adds a word's high half, then its low half.
+MR_INLINE float exponentiate_bf16(float* s, int total, float c, float m) {
+  const V scale = set1(c), offset = set1(-m);
+  const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  std::byte* p = reinterpret_cast<std::byte*>(s);
+  V sum = set1(0);
+  for (int k = 0; k < total; k += 32) {
+    const V p_0 = exp2_nonpositive<4>(fma(load(s + k), scale, offset));
+    const V p_1 = exp2_nonpositive<4>(fma(load(s + k + 16), scale, offset));
+    const __m512bh pairs = _mm512_cvtne2ps_pbh(p_1.x, p_0.x);
+    store_words(p + k * 2, I{(__m512i)pairs});
+    sum = {_mm512_dpbf16_ps(sum.x, pairs, ones)};
+  }
+  return fold_sum(sum);
+}
+
+MR_INLINE void softmax_row(const AttentionScratch& scratch, int r, int64_t visible, int total, float c) {
+  float* s = scratch.scores + r * kScoreStride;
+  const int clamped = static_cast<int>(visible < total ? visible : total);
+  const float top = mask_and_max(s, clamped, total);
+  scratch.chunk_m[r] = top;
+  scratch.chunk_l[r] = 0;
+  if (clamped <= 0) {  // a later query of the block sees this chunk, this row does not: weight exactly zero
+    for (int k = 0; k < total / 2; k += 16) store(s + k, set1(0));
+    return;
+  }
+  scratch.chunk_m[r] = c * top;
+  scratch.chunk_l[r] = exponentiate_bf16(s, total, c, c * top);
+}
+
+MR_INLINE void prefetch(const std::byte* from, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
+}
+
+template <bool two>
+void attention_block(const AttentionArgs& args, int kv_head, int64_t first_row, int rows,
+                     const AttentionScratch& scratch) {
+  const int head_dim = args.shape.head_dim;
+  const float c = args.scale * kLog2E;
+  gather_queries(args, kv_head, first_row, rows, scratch);
+  start_block(scratch, rows, head_dim);
+  publish_stores();
+  const int64_t last = args.first_position + row_place(args, kv_head, first_row + rows - 1).query;
+  const std::byte* values[kAttentionChunk / kPageTokens];
+  for (int64_t begin = 0; begin <= last; begin += kAttentionChunk) {
+    const int64_t left = last + 1 - begin;
+    const int keys = static_cast<int>(left < kAttentionChunk ? left : kAttentionChunk);
+    const int pages = (keys + kPageTokens - 1) / kPageTokens;
+    for (int page = 0; page < pages; ++page) {
+      const int64_t index = begin / kPageTokens + page;
+      values[page] = kv_part(args.shape, args.view, args.layer, index, kv_head, Part::value);
+      scores_of_page<two>(kv_part(args.shape, args.view, args.layer, index, kv_head, Part::key), head_dim,
+                          scratch.scores + page * kPageTokens, scratch);
+    }
+    for (int r = 0; r < rows; ++r)
+      softmax_row(scratch, r, args.first_position + row_place(args, kv_head, first_row + r).query + 1 - begin,
+                  pages * kPageTokens, c);
+    publish_stores();
+    for (int dim = 0; dim < head_dim; dim += 32) values_of_dims<two>(values, pages, dim, head_dim, scratch);
+    merge_chunk(scratch, rows, head_dim);
+  }
+  for (int r = 0; r < rows; ++r) {
+    const RowPlace place = row_place(args, kv_head, first_row + r);
+    finish_row(scratch.o + r * head_dim, scratch.l[r], head_dim,
+               args.out + place.query * args.out_stride + place.column);
+  }
+}
+
+void attention(const AttentionArgs& args) {
+  if (args.shape.type == KvType::f32) return attention_f32(args);
+  const AttentionScratch scratch(args.scratch, args.shape.head_dim);
+  const int64_t rows = int64_t{args.rows} * (args.q_heads / args.shape.kv_heads);
+  const int64_t full = rows / kBlockRows * kBlockRows;
+  if (full > 0) {
+    configure(kBlockRows);
+    for (int head = args.kv_head_begin; head < args.kv_head_end; ++head)
+      for (int64_t row = 0; row < full; row += kBlockRows)
+        attention_block<true>(args, head, row, kBlockRows, scratch);
+  }
+  if (const int rest = static_cast<int>(rows - full); rest > 0) {
+    configure(rest);
+    for (int head = args.kv_head_begin; head < args.kv_head_end; ++head) {
+      if (rest > 16) {
+        attention_block<true>(args, head, full, rest, scratch);
+      } else {
+        attention_block<false>(args, head, full, rest, scratch);
+      }
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace
+}  // namespace millrace::kernels::amx
+MR_END_TARGET
+
+namespace millrace::kernels::internal {
+constinit const AttentionKernels kAttentionAmx = {amx::kv_write, amx::attention};
+}
