@@ -1,0 +1,72 @@
+#include "model/internal/vocabulary_builder.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "model/internal/pieces.h"
+
+namespace millrace::model::internal {
+
+TokenIds ids_by_text(const std::vector<std::string>& tokens) {
+  TokenIds ids;
+  ids.reserve(tokens.size());
+  for (size_t id = 0; id < tokens.size(); ++id)
+    if (!tokens[id].empty()) ids.try_emplace(tokens[id], static_cast<TokenId>(id));
+  return ids;
+}
+
+Expected<void> append_merge(const TokenIds& ids, std::string_view left, std::string_view right,
+                            std::vector<Merge>& merges) {
+  const auto find = [&](std::string_view text) {
+    const auto found = ids.find(text);
+    return found == ids.end() ? TokenId{-1} : found->second;
+  };
+  const std::string joined = std::string(left) + std::string(right);
+  const Merge merge{find(left), find(right), find(joined)};
+  if (merge.left < 0 || merge.right < 0 || merge.result < 0)
+    return invalid(fmt::format("merge {} joins '{}' and '{}', but '{}' is not in the vocabulary", merges.size(), left,
+                               right, merge.left < 0 ? left : merge.right < 0 ? right : std::string_view(joined)));
+  merges.push_back(merge);
+  return {};
+}
+
+std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens, const std::vector<float>& scores,
+                                      const std::vector<bool>& excluded) {
+  TokenIds ids;
+  ids.reserve(tokens.size());
+  for (size_t id = 0; id < tokens.size(); ++id)
+    if (!tokens[id].empty() && !excluded[id]) ids.try_emplace(tokens[id], static_cast<TokenId>(id));
+  // A token longer than this is not the result of merging in any published vocabulary, and would make this loop
+  // quadratic in a hostile file's longest token.
+  constexpr size_t kMaxBytes = 512;
+  std::vector<Merge> merges;
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    const std::string_view text = tokens[id];
+    if (excluded[id] || text.size() > kMaxBytes) continue;
+    for (size_t cut = 0; cut < text.size();) {
+      cut += sequence_length(text[cut]);
+      if (cut >= text.size()) break;
+      const auto left = ids.find(text.substr(0, cut)), right = ids.find(text.substr(cut));
+      if (left != ids.end() && right != ids.end())
+        merges.push_back({left->second, right->second, static_cast<TokenId>(id)});
+    }
+  }
+  // Ties as the conversion to tokenizer.json breaks them: longer left parts first, then longer right parts.
+  const auto length = [&](TokenId id) {
+    return std::ranges::count_if(tokens[static_cast<size_t>(id)], [](char c) { return (c & 0xC0) != 0x80; });
+  };
+  std::stable_sort(merges.begin(), merges.end(), [&](const Merge& a, const Merge& b) {
+    const float x = scores[static_cast<size_t>(a.result)], y = scores[static_cast<size_t>(b.result)];
+    if (x != y) return x > y;
+    if (a.result != b.result || a.left == b.left) {
+      const auto la = length(a.left), lb = length(b.left);
+      if (la != lb) return la > lb;
+      return length(a.right) > length(b.right);
+    }
+    return std::pair(a.left, a.right) < std::pair(b.left, b.right);
+  });
+  return merges;
+}
+
+}  // namespace millrace::model::internal

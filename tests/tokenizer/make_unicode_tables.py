@@ -1,0 +1,108 @@
+"""Writes src/model/internal/unicode_tables.inc: character classes as the `tokenizers` package sees them.
+
+The package's split patterns run in a bundled Oniguruma, its Digits in Rust's tables and its NFC in a crate, each at a
+Unicode version of its own. Ids can only be equal to the package's if the classes are, so they are asked of the package
+itself, one code point at a time. Run with the package of tests/requirements.txt:
+
+    python3 tests/tokenizer/make_unicode_tables.py > src/model/internal/unicode_tables.inc
+"""
+
+import ctypes
+import sys
+import unicodedata
+
+from tokenizers import Regex, __version__, normalizers, pre_tokenizers
+
+CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+LETTER, NUMBER, MARK, PUNCTUATION, SYMBOL, SPACE, BARRIER, CANONICAL = (1 << i for i in range(8))
+
+
+def matching(pattern):
+    """Code points that the package's regex engine finds in the class."""
+    split = pre_tokenizers.Split(Regex(pattern), "removed")
+    found = set()
+    for low in range(0, 0x110000, 0x1000):
+        text = "".join(chr(c) for c in range(low, low + 0x1000) if not 0xD800 <= c < 0xE000)
+        if text:
+            left = set("".join(piece for piece, _ in split.pre_tokenize_str(text)))
+            found |= {ord(c) for c in text if c not in left}
+    return found
+
+
+def numeric_for_digits():
+    split = pre_tokenizers.Digits(individual_digits=True)
+    found = set()
+    for low in range(0, 0x110000, 0x1000):
+        text = "".join("a" + chr(c) for c in range(low, low + 0x1000) if not 0xD800 <= c < 0xE000)
+        found |= {ord(p) for p, _ in split.pre_tokenize_str(text) if len(p) == 1 and p != "a"}
+    return found
+
+
+def library_nfc():
+    """NFC by the system's libutf8proc, which the product uses."""
+    library, libc = ctypes.CDLL("libutf8proc.so.2"), ctypes.CDLL(None)
+    library.utf8proc_map.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int]
+    library.utf8proc_map.restype = ctypes.c_ssize_t
+    libc.free.argtypes = [ctypes.c_void_p]
+
+    def normalise(text, options):
+        data, out = text.encode(), ctypes.c_void_p()
+        length = library.utf8proc_map(data, len(data), ctypes.byref(out), options)
+        assert length >= 0
+        result = ctypes.string_at(out, length).decode()
+        libc.free(out)
+        return result
+
+    return normalise
+
+
+def canonical_sets():
+    """(characters that NFC may move or compose, characters too new for the package's crate: plain starters there)."""
+    stable, compose, decompose = 1 << 1, 1 << 3, 1 << 4
+    ours, nfc, nfd = library_nfc(), normalizers.NFC(), normalizers.NFD()
+    barrier, canonical = set(), set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
+    for c in CODE_POINTS:
+        x = chr(c)
+        probe = "|".join([x, "q\u0301" + x, "q" + x + "\u0334", "a" + x, x + "\u0301"])
+        if nfc.normalize_str(probe) != ours(probe, stable | compose):
+            barrier.add(c)
+        if nfd.normalize_str(probe) != ours(probe, stable | decompose):
+            barrier.add(c)
+        if unicodedata.combining(x) or unicodedata.normalize("NFC", x) != x:
+            canonical.add(c)
+        parts = unicodedata.decomposition(x).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            canonical.add(int(parts[1], 16))
+    return canonical - barrier, barrier
+
+
+def main():
+    masks = dict.fromkeys(CODE_POINTS, 0)
+    numbers = matching(r"\p{N}")
+    canonical, barrier = canonical_sets()
+    for bit, members in [(LETTER, matching(r"\p{L}")), (NUMBER, numbers), (MARK, matching(r"\p{M}")),
+                         (PUNCTUATION, matching(r"\p{P}")), (SYMBOL, matching(r"\p{S}")), (SPACE, matching(r"\s")),
+                         (CANONICAL, canonical), (BARRIER, barrier)]:
+        for c in members:
+            masks[c] |= bit
+    runs = []
+    for c in CODE_POINTS:
+        if runs and runs[-1][1] == c - 1 and runs[-1][2] == masks[c]:
+            runs[-1][1] = c
+        else:
+            runs.append([c, c, masks[c]])
+    runs = [run for run in runs if run[2]]
+    print(f"// Made by tests/tokenizer/make_unicode_tables.py from tokenizers {__version__}. {{first, last, classes}}.")
+    line = ""
+    for first, last, mask in runs:
+        item = f"{{0x{first:X},0x{last:X},{mask}}},"
+        if len(line) + len(item) > 118:
+            print(line)
+            line = ""
+        line += item
+    print(line)
+    extra = sorted(numeric_for_digits() ^ numbers)
+    print("numbers of Digits but not of \\p{N}:", [hex(c) for c in extra], file=sys.stderr)
+
+
+main()
