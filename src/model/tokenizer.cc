@@ -120,15 +120,16 @@ Expected<void> BpeTokenizer::encode_stretch(Piece text, Run& run) const {
   std::string storage;
   const std::string_view normal = MR_TRY(internal::normalize(spec_.normalizer, text.text, storage));
   Expected<void> result;
-  normalized_.split(normal, run.options.parse_special, [&](const AddedToken* token, size_t begin, size_t end) {
-    if (token != nullptr) {
-      run.out.push_back(token->id);
-    } else {
-      result = splits_.run({normal.substr(begin, end - begin), text.at_start && begin == 0},
-                           [&](std::string_view piece) { return emit_piece(piece, run); });
-    }
-    return result.has_value() && !run.over();
-  });
+  normalized_.split(normal, run.options.parse_special,
+                    [&](const AddedToken* token, size_t begin, size_t end) {
+                      if (token != nullptr) {
+                        run.out.push_back(token->id);
+                      } else {
+                        result = splits_.run({normal.substr(begin, end - begin), text.at_start && begin == 0},
+                                             [&](std::string_view piece) { return emit_piece(piece, run); });
+                      }
+                      return result.has_value() && !run.over();
+                    });
   return result;
 }
 
@@ -147,8 +148,10 @@ Expected<void> BpeTokenizer::encode(std::string_view text, const EncodeOptions& 
   if (options.add_special) out.insert(out.end(), spec_.prefix.begin(), spec_.prefix.end());
   Expected<void> result;
   as_given_.split(text, options.parse_special, [&](const AddedToken* token, size_t from, size_t to) {
-    if (token != nullptr) out.push_back(token->id);
-    else result = encode_stretch({text.substr(from, to - from), from == 0}, run);
+    if (token != nullptr)
+      out.push_back(token->id);
+    else
+      result = encode_stretch({text.substr(from, to - from), from == 0}, run);
     return result.has_value() && !run.over();
   });
   if (!result) return result;
@@ -161,20 +164,23 @@ Expected<void> BpeTokenizer::encode(std::string_view text, const EncodeOptions& 
 
 Expected<void> check_id(TokenId id, const TokenizerSpec& spec, std::string_view what) {
   if (id >= 0 && static_cast<size_t>(id) < spec.tokens.size()) return {};
-  return invalid(fmt::format("{} has token id {}, outside the vocabulary of {}", what, id, spec.tokens.size()));
+  return invalid(
+      fmt::format("{} has token id {}, outside the vocabulary of {}", what, id, spec.tokens.size()));
 }
 
 Expected<void> validate(const TokenizerSpec& spec) {
   using internal::kMaxAddedTokenBytes, internal::kMaxVocabulary, internal::kMaxVocabularyBytes;
   if (spec.tokens.empty() || spec.tokens.size() > kMaxVocabulary)
-    return invalid(fmt::format("a vocabulary of {} tokens is outside 1..{}", spec.tokens.size(), kMaxVocabulary));
+    return invalid(
+        fmt::format("a vocabulary of {} tokens is outside 1..{}", spec.tokens.size(), kMaxVocabulary));
   size_t bytes = 0;
   for (const std::string& token : spec.tokens) {
     bytes += token.size();
     if (!utf8_valid(token)) return invalid("a token's text is not UTF-8");
   }
   if (bytes > kMaxVocabularyBytes)
-    return invalid(fmt::format("a vocabulary of {} bytes is over the limit of {}", bytes, kMaxVocabularyBytes));
+    return invalid(
+        fmt::format("a vocabulary of {} bytes is over the limit of {}", bytes, kMaxVocabularyBytes));
   for (const Merge& merge : spec.merges)
     for (const TokenId id : {merge.left, merge.right, merge.result}) MR_TRY(check_id(id, spec, "a merge"));
   for (const AddedToken& token : spec.added) {
@@ -191,7 +197,8 @@ Expected<void> validate(const TokenizerSpec& spec) {
   for (const TokenId id : {spec.bos, spec.eos, spec.unknown})
     if (id != -1) MR_TRY(check_id(id, spec, "bos, eos or unknown"));
   for (const NormalizerStep& step : spec.normalizer)
-    if (!utf8_valid(step.pattern) || !utf8_valid(step.content)) return invalid("a normalizer's text is not UTF-8");
+    if (!utf8_valid(step.pattern) || !utf8_valid(step.content))
+      return invalid("a normalizer's text is not UTF-8");
   return {};
 }
 
@@ -221,7 +228,8 @@ std::string Tokenizer::decode(std::span<const TokenId> ids, bool skip_special) c
 
 namespace internal {
 
-void append_token(const Tokenizer& tokenizer, TokenId id, bool skip_special, bool& at_start, std::string& out) {
+void append_token(const Tokenizer& tokenizer, TokenId id, bool skip_special, bool& at_start,
+                  std::string& out) {
   std::string_view bytes = tokenizer.token_bytes(id);
   if (bytes.empty() || (skip_special && tokenizer.is_special(id))) return;
   if (at_start) {

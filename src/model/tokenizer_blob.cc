@@ -1,9 +1,11 @@
-// The compiled form of a TokenizerSpec: little-endian, counts before arrays, strings as all lengths and then all bytes.
+// The compiled form of a TokenizerSpec: little-endian, counts before arrays, strings as all lengths and then
+// all bytes.
 //
 //   "MRTOKEN2" | kind, flags, leading_space, bos, eos, unknown (u32 each)
 //   tokens: u32 count, u32 lengths[], bytes | merges: u32 count, {u32 left, right, result}[]
 //   added: u32 count, {u32 id, flags, string}[] | normalizer: u32 count, {u32 kind, string, string}[]
-//   splits: u32 count, {u32 kind, behavior, invert, prepend, split_words, string}[] | prefix, suffix: u32 count, u32[]
+//   splits: u32 count, {u32 kind, behavior, invert, prepend, split_words, string}[] | prefix, suffix: u32
+//   count, u32[]
 #include <fmt/core.h>
 
 #include <bit>
@@ -164,7 +166,8 @@ std::string serialize(const TokenizerSpec& spec) {
 }
 
 Expected<TokenizerSpec> deserialize_tokenizer(std::string_view bytes) {
-  if (!bytes.starts_with(kMagic)) return fail(Code::data_loss, "the compiled tokenizer does not start with its magic");
+  if (!bytes.starts_with(kMagic))
+    return fail(Code::data_loss, "the compiled tokenizer does not start with its magic");
   Reader in(bytes.substr(kMagic.size()));
   TokenizerSpec spec;
   spec.kind = in.one_of<TokenizerSpec::Kind>(1, 2);
@@ -183,7 +186,8 @@ Expected<TokenizerSpec> deserialize_tokenizer(std::string_view bytes) {
   spec.prefix = in.ids();
   spec.suffix = in.ids();
   if (!in.ok() || !in.at_end())
-    return fail(Code::data_loss, fmt::format("the compiled tokenizer of {} bytes is cut short or damaged", bytes.size()));
+    return fail(Code::data_loss,
+                fmt::format("the compiled tokenizer of {} bytes is cut short or damaged", bytes.size()));
   return spec;
 }
 

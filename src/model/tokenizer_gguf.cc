@@ -17,12 +17,21 @@ namespace {
 namespace patterns = internal::patterns;
 
 // tokenizer.ggml.token_type
-enum TokenType : int64_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
+enum TokenType : int64_t {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
 
-SplitStep regex(std::string_view pattern) { return {.kind = SplitStep::Kind::regex, .pattern = std::string(pattern)}; }
+SplitStep regex(std::string_view pattern) {
+  return {.kind = SplitStep::Kind::regex, .pattern = std::string(pattern)};
+}
 
-// The families by their tokenizer.ggml.pre. To add one: a line here, and its pattern in split_scanners.h (or none: any
-// pattern runs through PCRE2).
+// The families by their tokenizer.ggml.pre. To add one: a line here, and its pattern in split_scanners.h (or
+// none: any pattern runs through PCRE2).
 struct Family {
   std::string_view name;
   std::vector<SplitStep> splits;
@@ -67,7 +76,8 @@ Expected<void> read_tokens(const GgufFile& file, TokenizerSpec& spec, std::vecto
   spec.tokens.assign(tokens->begin(), tokens->end());
   types = file.integers("tokenizer.ggml.token_type").value_or(std::vector<int64_t>{});
   if (!types.empty() && types.size() != spec.tokens.size())
-    return invalid(fmt::format("tokenizer.ggml.token_type has {} entries for {} tokens", types.size(), spec.tokens.size()));
+    return invalid(fmt::format("tokenizer.ggml.token_type has {} entries for {} tokens", types.size(),
+                               spec.tokens.size()));
   if (types.empty()) types.assign(spec.tokens.size(), kNormal);
   for (size_t id = 0; id < types.size(); ++id) {
     if (!utf8_valid(spec.tokens[id])) spec.tokens[id] = utf8_repair(spec.tokens[id]);
@@ -92,8 +102,10 @@ Expected<void> read_specials(const GgufFile& file, bool add_bos, bool add_eos, T
   spec.unknown = MR_TRY(id_at("tokenizer.ggml.unknown_token_id"));
   add_bos = file.boolean("tokenizer.ggml.add_bos_token").value_or(add_bos);
   add_eos = file.boolean("tokenizer.ggml.add_eos_token").value_or(add_eos);
-  if (add_bos && spec.bos < 0) return invalid("tokenizer.ggml.add_bos_token is set, but there is no bos_token_id");
-  if (add_eos && spec.eos < 0) return invalid("tokenizer.ggml.add_eos_token is set, but there is no eos_token_id");
+  if (add_bos && spec.bos < 0)
+    return invalid("tokenizer.ggml.add_bos_token is set, but there is no bos_token_id");
+  if (add_eos && spec.eos < 0)
+    return invalid("tokenizer.ggml.add_eos_token is set, but there is no eos_token_id");
   if (add_bos) spec.prefix = {spec.bos};
   if (add_eos) spec.suffix = {spec.eos};
   return {};
@@ -132,8 +144,8 @@ Expected<TokenizerSpec> sentencepiece(const GgufFile& file) {
   MR_TRY(read_tokens(file, spec, types));
   const auto scores = file.numbers("tokenizer.ggml.scores");
   if (!scores || scores->size() != spec.tokens.size())
-    return invalid(fmt::format("tokenizer.ggml.scores has {} entries for {} tokens", scores ? scores->size() : 0,
-                               spec.tokens.size()));
+    return invalid(fmt::format("tokenizer.ggml.scores has {} entries for {} tokens",
+                               scores ? scores->size() : 0, spec.tokens.size()));
   for (const float score : *scores)
     if (std::isnan(score)) return invalid("tokenizer.ggml.scores has an entry that is not a number");
   MR_TRY(read_specials(file, true, false, spec));
@@ -148,7 +160,8 @@ Expected<TokenizerSpec> sentencepiece(const GgufFile& file) {
   spec.merges = internal::merges_from_scores(spec.tokens, *scores, excluded);
   spec.fuse_unknown = true;
   if (file.boolean("tokenizer.ggml.add_space_prefix").value_or(true)) {
-    spec.normalizer.push_back({.kind = NormalizerStep::Kind::prepend, .content = std::string(internal::kMetaspaceText)});
+    spec.normalizer.push_back(
+        {.kind = NormalizerStep::Kind::prepend, .content = std::string(internal::kMetaspaceText)});
     spec.leading_space = TokenizerSpec::LeadingSpace::drop_one;
   }
   spec.normalizer.push_back({.kind = NormalizerStep::Kind::replace,

@@ -1,5 +1,5 @@
-// tokenizer.json (and tokenizer_config.json) to a TokenizerSpec. Every component is either understood in full or refused
-// by name: a tokenizer that is nearly right gives a model nearly the right words.
+// tokenizer.json (and tokenizer_config.json) to a TokenizerSpec. Every component is either understood in full
+// or refused by name: a tokenizer that is nearly right gives a model nearly the right words.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -35,7 +35,8 @@ class Object {
   Expected<bool> boolean(std::string_view key, bool missing) const {
     const json::value* value = find(key);
     if (value == nullptr) return missing;
-    if (!value->is_bool()) return invalid(fmt::format("tokenizer.json: {}.{} is not true or false", name_, key));
+    if (!value->is_bool())
+      return invalid(fmt::format("tokenizer.json: {}.{} is not true or false", name_, key));
     return value->get_bool();
   }
   Expected<std::string> text(std::string_view key) const {
@@ -87,7 +88,8 @@ class Object {
 // A component and, where it is a Sequence, its parts in order; nested sequences are flattened.
 Expected<void> flatten(const json::value& value, const std::string& name, std::string_view list_key,
                        std::vector<Object>& out, int depth = 0) {
-  if (depth > 4 || out.size() > 64) return invalid(fmt::format("tokenizer.json: {} is nested too deeply", name));
+  if (depth > 4 || out.size() > 64)
+    return invalid(fmt::format("tokenizer.json: {} is nested too deeply", name));
   Object object = MR_TRY(Object::of(value, name));
   if (object.type() != "Sequence") {
     out.push_back(std::move(object));
@@ -151,7 +153,8 @@ class Loader {
         spec_.normalizer.push_back({.kind = NormalizerStep::Kind::nfc});
       } else if (type == "Prepend") {
         MR_TRY(part.only({"type", "prepend"}));
-        spec_.normalizer.push_back({.kind = NormalizerStep::Kind::prepend, .content = MR_TRY(part.text("prepend"))});
+        spec_.normalizer.push_back(
+            {.kind = NormalizerStep::Kind::prepend, .content = MR_TRY(part.text("prepend"))});
       } else if (type == "Replace") {
         MR_TRY(part.only({"type", "pattern", "content"}));
         const Pattern pattern = MR_TRY(pattern_of(part));
@@ -174,11 +177,16 @@ class Loader {
       const std::string type = part.type();
       // ByteLevel rewrites the text in its alphabet; a split behind it would see that, and ours sees text.
       if (byte_level_) return part.refuse(fmt::format("'{}' behind ByteLevel", type));
-      if (type == "Split") MR_TRY(split(part));
-      else if (type == "Digits") MR_TRY(digits(part));
-      else if (type == "ByteLevel") MR_TRY(byte_level(part));
-      else if (type == "Metaspace") MR_TRY(metaspace(part));
-      else return part.refuse(fmt::format("'{}'", type));
+      if (type == "Split")
+        MR_TRY(split(part));
+      else if (type == "Digits")
+        MR_TRY(digits(part));
+      else if (type == "ByteLevel")
+        MR_TRY(byte_level(part));
+      else if (type == "Metaspace")
+        MR_TRY(metaspace(part));
+      else
+        return part.refuse(fmt::format("'{}'", type));
     }
     return {};
   }
@@ -220,7 +228,8 @@ class Loader {
     if (MR_TRY(part.boolean("add_prefix_space", true)))
       spec_.splits.push_back({.kind = SplitStep::Kind::prefix_space});
     if (MR_TRY(part.boolean("use_regex", true)))
-      spec_.splits.push_back({.kind = SplitStep::Kind::regex, .pattern = std::string(internal::patterns::kGpt2)});
+      spec_.splits.push_back(
+          {.kind = SplitStep::Kind::regex, .pattern = std::string(internal::patterns::kGpt2)});
     return {};
   }
 
@@ -228,7 +237,8 @@ class Loader {
   Expected<SplitStep::Prepend> metaspace_prepend(const Object& part) {
     MR_TRY(part.only({"type", "replacement", "add_prefix_space", "prepend_scheme", "split", "str_rep"}));
     const std::string replacement = MR_TRY(part.text("replacement"));
-    if (replacement != internal::kMetaspaceText) return part.refuse(fmt::format("replacement '{}'", replacement));
+    if (replacement != internal::kMetaspaceText)
+      return part.refuse(fmt::format("replacement '{}'", replacement));
     const bool prefix = MR_TRY(part.boolean("add_prefix_space", true));
     if (part.find("prepend_scheme") == nullptr)
       return prefix ? SplitStep::Prepend::always : SplitStep::Prepend::never;
@@ -247,9 +257,10 @@ class Loader {
   }
 
   Expected<void> model(const Object& model) {
-    if (model.find("type") != nullptr && model.type() != "BPE") return model.refuse(fmt::format("'{}'", model.type()));
-    MR_TRY(model.only({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                       "byte_fallback", "ignore_merges", "vocab", "merges"}));
+    if (model.find("type") != nullptr && model.type() != "BPE")
+      return model.refuse(fmt::format("'{}'", model.type()));
+    MR_TRY(model.only({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                       "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
     if (const json::value* dropout = model.find("dropout"))
       if (!dropout->is_number() || dropout->to_number<double>() != 0) return model.refuse("dropout");
     for (const std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"})
@@ -264,7 +275,8 @@ class Loader {
       const std::string unknown = MR_TRY(model.text("unk_token"));
       const auto found = ids_.find(unknown);
       // The package fails only when it meets an unknown character; a file that can is refused here.
-      if (found == ids_.end()) return model.refuse(fmt::format("unk_token '{}' outside the vocabulary", unknown));
+      if (found == ids_.end())
+        return model.refuse(fmt::format("unk_token '{}' outside the vocabulary", unknown));
       spec_.unknown = found->second;
     }
     return merges(model);
@@ -274,7 +286,8 @@ class Loader {
     const Object vocab = MR_TRY(model.object("vocab"));
     int64_t largest = -1;
     for (const auto& [text, id] : vocab.raw()) {
-      if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() >= static_cast<int64_t>(internal::kMaxVocabulary))
+      if (!id.is_int64() || id.get_int64() < 0 ||
+          id.get_int64() >= static_cast<int64_t>(internal::kMaxVocabulary))
         return invalid(fmt::format("tokenizer.json: the id of '{}' is not an integer in 0..{}",
                                    std::string_view(text.data(), text.size()), internal::kMaxVocabulary - 1));
       largest = std::max(largest, id.get_int64());
@@ -328,7 +341,8 @@ class Loader {
       token.normalized = MR_TRY(object.boolean("normalized", !token.special));
       const auto known = ids_.find(token.text);
       if (known != ids_.end() && known->second != token.id)
-        return object.refuse(fmt::format("'{}' with id {} where the vocabulary has {}", token.text, id, known->second));
+        return object.refuse(
+            fmt::format("'{}' with id {} where the vocabulary has {}", token.text, id, known->second));
       added.push_back(std::move(token));
     }
     ids_.clear();  // its views end where the vocabulary grows
@@ -337,8 +351,8 @@ class Loader {
       if (index >= spec_.tokens.size()) spec_.tokens.resize(index + 1);
       if (spec_.tokens[index].empty()) spec_.tokens[index] = token.text;
       if (spec_.tokens[index] != token.text)
-        return invalid(fmt::format("tokenizer.json: added token '{}' has the id {} of '{}'", token.text, token.id,
-                                   spec_.tokens[index]));
+        return invalid(fmt::format("tokenizer.json: added token '{}' has the id {} of '{}'", token.text,
+                                   token.id, spec_.tokens[index]));
       // The last entry of a token counts, as in the package.
       std::erase_if(spec_.added, [&](const AddedToken& other) { return other.id == token.id; });
       spec_.added.push_back(std::move(token));
@@ -369,7 +383,8 @@ class Loader {
   }
 
   Expected<TokenId> checked(const Object& part, const json::value& value) {
-    if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() >= static_cast<int64_t>(spec_.tokens.size()))
+    if (!value.is_int64() || value.get_int64() < 0 ||
+        value.get_int64() >= static_cast<int64_t>(spec_.tokens.size()))
       return part.refuse("a token id outside the vocabulary");
     return static_cast<TokenId>(value.get_int64());
   }
@@ -380,7 +395,8 @@ class Loader {
     return checked(part, (*pair)[1]);
   }
 
-  Expected<void> template_processing(const Object& part, std::vector<TokenId>& prefix, std::vector<TokenId>& suffix) {
+  Expected<void> template_processing(const Object& part, std::vector<TokenId>& prefix,
+                                     std::vector<TokenId>& suffix) {
     MR_TRY(part.only({"type", "single", "pair", "special_tokens"}));
     const json::array* items = MR_TRY(part.array("single"));
     bool behind = false;
@@ -433,8 +449,10 @@ class Loader {
         return part.refuse(fmt::format("'{}'", type));
       }
     }
-    if (byte_level_ ? !bytes : !words) return root_.refuse(byte_level_ ? "a decoder without ByteLevel" : "a decoder without U+2581");
-    if (fallback != spec_.byte_fallback) return root_.refuse("byte_fallback in only one of model and decoder");
+    if (byte_level_ ? !bytes : !words)
+      return root_.refuse(byte_level_ ? "a decoder without ByteLevel" : "a decoder without U+2581");
+    if (fallback != spec_.byte_fallback)
+      return root_.refuse("byte_fallback in only one of model and decoder");
     return {};
   }
 
@@ -444,7 +462,8 @@ class Loader {
   internal::TokenIds ids_;
 };
 
-// tokenizer_config.json names bos and eos, and for the classes that build their own template it overrules the file's.
+// tokenizer_config.json names bos and eos, and for the classes that build their own template it overrules the
+// file's.
 Expected<void> apply_config(const json::value& config, TokenizerSpec& spec) {
   const Object root = MR_TRY(Object::of(config, "tokenizer_config.json"));
   const auto id_of = [&](std::string_view key) -> TokenId {
@@ -464,12 +483,14 @@ Expected<void> apply_config(const json::value& config, TokenizerSpec& spec) {
   if (!own_template) return {};
   if (root.find("add_bos_token") != nullptr) {
     const bool add = MR_TRY(root.boolean("add_bos_token", false));
-    if (add && spec.bos < 0) return invalid("tokenizer_config.json: add_bos_token is set, but bos_token is not a token");
+    if (add && spec.bos < 0)
+      return invalid("tokenizer_config.json: add_bos_token is set, but bos_token is not a token");
     spec.prefix = add ? std::vector<TokenId>{spec.bos} : std::vector<TokenId>{};
   }
   if (root.find("add_eos_token") != nullptr) {
     const bool add = MR_TRY(root.boolean("add_eos_token", false));
-    if (add && spec.eos < 0) return invalid("tokenizer_config.json: add_eos_token is set, but eos_token is not a token");
+    if (add && spec.eos < 0)
+      return invalid("tokenizer_config.json: add_eos_token is set, but eos_token is not a token");
     spec.suffix = add ? std::vector<TokenId>{spec.eos} : std::vector<TokenId>{};
   }
   return {};
@@ -477,7 +498,8 @@ Expected<void> apply_config(const json::value& config, TokenizerSpec& spec) {
 
 }  // namespace
 
-Expected<TokenizerSpec> tokenizer_from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json) {
+Expected<TokenizerSpec> tokenizer_from_json(std::string_view tokenizer_json,
+                                            std::string_view tokenizer_config_json) {
   const json::value document = MR_TRY(parse_json(tokenizer_json, {.max_bytes = kMaxJsonBytes}));
   const Object root = MR_TRY(Object::of(document, "tokenizer.json"));
   TokenizerSpec spec = MR_TRY(Loader(root).load());

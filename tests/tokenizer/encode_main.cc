@@ -2,10 +2,10 @@
 //
 //   tokenizer_encode ids|decode|speed TOKENIZER TEXTS [parse_special] [no_add_special]
 //
-// TOKENIZER is a .gguf file, a tokenizer.json or a folder with one. TEXTS holds u32 length + bytes, again and again.
-// ids: writes u32 count + i32 ids for each text. decode: TEXTS holds ids (i32 each); writes u32 length + bytes.
-// speed: prints seconds of one pass over all texts, best of several, and the number of ids; and seconds to deserialise
-// and create. Native byte order: it talks to a script on the same machine.
+// TOKENIZER is a .gguf file, a tokenizer.json or a folder with one. TEXTS holds u32 length + bytes, again and
+// again. ids: writes u32 count + i32 ids for each text. decode: TEXTS holds ids (i32 each); writes u32 length
+// + bytes. speed: prints seconds of one pass over all texts, best of several, and the number of ids; and
+// seconds to deserialise and create. Native byte order: it talks to a script on the same machine.
 #include <fmt/core.h>
 
 #include <chrono>
@@ -23,7 +23,9 @@ namespace {
 using namespace millrace;
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 Expected<model::TokenizerSpec> load(const std::string& path) {
   if (path.ends_with(".gguf")) return model::tokenizer_from_gguf(*MR_TRY(model::GgufFile::open(path)));
@@ -70,12 +72,16 @@ void speed(const model::Tokenizer& tokenizer, const std::vector<std::string_view
 }
 
 Expected<void> run(const std::vector<std::string>& arguments) {
-  if (arguments.size() < 3) return invalid("usage: tokenizer_encode ids|decode|speed TOKENIZER TEXTS [options]");
+  if (arguments.size() < 3)
+    return invalid("usage: tokenizer_encode ids|decode|speed TOKENIZER TEXTS [options]");
   model::EncodeOptions options;
   for (size_t i = 3; i < arguments.size(); ++i) {
-    if (arguments[i] == "parse_special") options.parse_special = true;
-    else if (arguments[i] == "no_add_special") options.add_special = false;
-    else return invalid("unknown option " + arguments[i]);
+    if (arguments[i] == "parse_special")
+      options.parse_special = true;
+    else if (arguments[i] == "no_add_special")
+      options.add_special = false;
+    else
+      return invalid("unknown option " + arguments[i]);
   }
   // Through the compiled form, as the product runs it.
   const std::string blob = model::serialize(MR_TRY(load(arguments[1])));

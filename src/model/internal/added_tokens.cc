@@ -20,7 +20,8 @@ bool is_word(uint32_t c) {
     return category != UTF8PROC_CATEGORY_NO;
   }
   if (c == '_' || c == 0x200C || c == 0x200D) return true;
-  if ((classes & kPunctuation) != 0) return utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_PC;
+  if ((classes & kPunctuation) != 0)
+    return utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_PC;
   // Circled and squared letters are symbols, yet alphabetic.
   return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
          (c >= 0x1F170 && c <= 0x1F189);
@@ -113,7 +114,8 @@ const AddedToken* AddedTokenMatcher::longest(std::string_view text, size_t at, s
 
 bool AddedTokenMatcher::split(std::string_view text, bool parse_special,
                               FunctionRef<bool(const AddedToken*, size_t, size_t)> emit) const {
-  if (tokens_.empty() || (all_special_ && !parse_special)) return text.empty() || emit(nullptr, 0, text.size());
+  if (tokens_.empty() || (all_special_ && !parse_special))
+    return text.empty() || emit(nullptr, 0, text.size());
   size_t done = 0;
   for (size_t at = 0; at < text.size();) {
     if (!first_byte_[static_cast<uint8_t>(text[at])]) {

@@ -25,7 +25,7 @@ class AddedTokenMatcher {
 
  private:
   struct Edge {
-    uint32_t key;   // node << 8 | byte; all ones: empty
+    uint32_t key;  // node << 8 | byte; all ones: empty
     uint32_t node;
   };
   uint32_t child(uint32_t node, uint8_t byte) const;  // 0: none

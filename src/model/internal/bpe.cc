@@ -45,9 +45,12 @@ int byte_token(std::string_view text) {
   if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return -1;
   int value = 0;
   for (const char c : text.substr(3, 2)) {
-    if (c >= '0' && c <= '9') value = value * 16 + (c - '0');
-    else if (c >= 'A' && c <= 'F') value = value * 16 + (c - 'A' + 10);
-    else return -1;
+    if (c >= '0' && c <= '9')
+      value = value * 16 + (c - '0');
+    else if (c >= 'A' && c <= 'F')
+      value = value * 16 + (c - 'A' + 10);
+    else
+      return -1;
   }
   return value;
 }
@@ -137,8 +140,10 @@ Bpe::Bpe(const TokenizerSpec& spec, const Vocabulary& vocabulary) : spec_(spec),
   const bool byte_level = spec.kind == TokenizerSpec::Kind::byte_bpe;
   for (int b = 0; b < 256; ++b) {
     std::string name;
-    if (byte_level) utf8_append(name, byte_to_character(static_cast<uint8_t>(b)));
-    else name = fmt::format("<0x{:02X}>", b);
+    if (byte_level)
+      utf8_append(name, byte_to_character(static_cast<uint8_t>(b)));
+    else
+      name = fmt::format("<0x{:02X}>", b);
     byte_ids_[b] = vocabulary.find_text(name);
     bytes_complete_ = bytes_complete_ && byte_ids_[b] >= 0;
   }
@@ -147,7 +152,8 @@ Bpe::Bpe(const TokenizerSpec& spec, const Vocabulary& vocabulary) : spec_(spec),
   may_cut_ = !byte_level && vocabulary.find_text(kMetaspace) >= 0;
   for (uint32_t rank = 0; rank < spec.merges.size(); ++rank) {
     const Merge& merge = spec.merges[rank];
-    const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(merge.left)) << 32 | static_cast<uint32_t>(merge.right);
+    const uint64_t key =
+        static_cast<uint64_t>(static_cast<uint32_t>(merge.left)) << 32 | static_cast<uint32_t>(merge.right);
     uint64_t slot = mix(key) & mask_;
     while (slots_[slot].key != ~0ULL && slots_[slot].key != key) slot = (slot + 1) & mask_;
     slots_[slot] = {key, rank, merge.result};  // a pair given twice keeps its last rank, as in the package
@@ -160,15 +166,16 @@ Bpe::Bpe(const TokenizerSpec& spec, const Vocabulary& vocabulary) : spec_(spec),
 }
 
 const Bpe::Slot* Bpe::find(TokenId left, TokenId right) const {
-  const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+  const uint64_t key =
+      static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
   for (uint64_t slot = mix(key) & mask_;; slot = (slot + 1) & mask_) {
     if (slots_[slot].key == key) return &slots_[slot];
     if (slots_[slot].key == ~0ULL) return nullptr;
   }
 }
 
-// One symbol for each character (byte_bpe: for each byte). Unknown ones follow the package to the letter, with an
-// unknown token held back until the next known one, so that byte tokens may overtake it.
+// One symbol for each character (byte_bpe: for each byte). Unknown ones follow the package to the letter,
+// with an unknown token held back until the next known one, so that byte tokens may overtake it.
 void Bpe::initial(std::string_view piece, std::vector<TokenId>& out) const {
   const bool byte_level = spec_.kind == TokenizerSpec::Kind::byte_bpe;
   if (byte_level && bytes_complete_) {
@@ -180,7 +187,8 @@ void Bpe::initial(std::string_view piece, std::vector<TokenId>& out) const {
     const size_t length = byte_level ? 1 : std::min(sequence_length(piece[at]), piece.size() - at);
     const std::string_view character = piece.substr(at, length);
     at += length;
-    const TokenId id = byte_level ? byte_ids_[static_cast<uint8_t>(character[0])] : vocabulary_.find_text(character);
+    const TokenId id =
+        byte_level ? byte_ids_[static_cast<uint8_t>(character[0])] : vocabulary_.find_text(character);
     if (id >= 0) {
       if (held) out.push_back(spec_.unknown);
       held = false;
@@ -188,7 +196,8 @@ void Bpe::initial(std::string_view piece, std::vector<TokenId>& out) const {
       continue;
     }
     if (!byte_level && spec_.byte_fallback) {
-      const bool all = std::ranges::all_of(character, [&](char b) { return byte_ids_[static_cast<uint8_t>(b)] >= 0; });
+      const bool all =
+          std::ranges::all_of(character, [&](char b) { return byte_ids_[static_cast<uint8_t>(b)] >= 0; });
       if (all) {
         for (const char b : character) out.push_back(byte_ids_[static_cast<uint8_t>(b)]);
         continue;
@@ -212,8 +221,10 @@ void Bpe::encode(std::string_view piece, std::vector<TokenId>& out) const {
   initial(piece, out);
   // Up to here a scan over all pairs for each merge is faster than a heap.
   constexpr size_t kShort = 48;
-  if (out.size() - begin <= kShort) merge_short(out, begin);
-  else merge_long(out, begin);
+  if (out.size() - begin <= kShort)
+    merge_short(out, begin);
+  else
+    merge_long(out, begin);
 }
 
 // Scans for the lowest rank, merges there, and asks the table again only for the two pairs that changed.
@@ -258,7 +269,8 @@ void Bpe::merge_long(std::vector<TokenId>& ids, size_t begin) const {
   const auto count = static_cast<int32_t>(ids.size() - begin);
   std::vector<Symbol> symbols(static_cast<size_t>(count));
   for (int32_t i = 0; i < count; ++i)
-    symbols[static_cast<size_t>(i)] = {ids[begin + static_cast<size_t>(i)], i - 1, i + 1 < count ? i + 1 : -1};
+    symbols[static_cast<size_t>(i)] = {ids[begin + static_cast<size_t>(i)], i - 1,
+                                       i + 1 < count ? i + 1 : -1};
   std::vector<Candidate> first;
   const auto candidate = [&](int32_t position, auto&& take) {
     const Symbol& left = symbols[static_cast<size_t>(position)];
@@ -266,7 +278,8 @@ void Bpe::merge_long(std::vector<TokenId>& ids, size_t begin) const {
       take(Candidate{slot->rank, position, slot->result});
   };
   for (int32_t i = 0; i + 1 < count; ++i) candidate(i, [&](const Candidate& c) { first.push_back(c); });
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue(std::greater<>{}, std::move(first));
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue(std::greater<>{},
+                                                                               std::move(first));
   while (!queue.empty()) {
     const Candidate top = queue.top();
     queue.pop();

@@ -20,8 +20,9 @@ class Vocabulary {
     const auto i = static_cast<size_t>(id);
     return std::string_view(arena_).substr(offsets_[i], offsets_[i + 1] - offsets_[i]);
   }
-  TokenId find_text(std::string_view text) const;   // the entry as the spec writes it
-  TokenId find_piece(std::string_view piece) const; // a token that merging may use, by its bytes (byte_bpe) or text
+  TokenId find_text(std::string_view text) const;  // the entry as the spec writes it
+  TokenId find_piece(
+      std::string_view piece) const;  // a token that merging may use, by its bytes (byte_bpe) or text
   bool is_mergeable(TokenId id) const { return mergeable_[static_cast<size_t>(id)]; }
 
  private:
@@ -38,10 +39,11 @@ class Vocabulary {
 class Bpe {
  public:
   Bpe(const TokenizerSpec& spec, const Vocabulary& vocabulary);
-  // Appends the ids of a piece: bytes of UTF-8 text for byte_bpe, text with U+2581 for sentencepiece_bpe. Time is
-  // O(n log n) in the piece's length. Thread-safe.
+  // Appends the ids of a piece: bytes of UTF-8 text for byte_bpe, text with U+2581 for sentencepiece_bpe.
+  // Time is O(n log n) in the piece's length. Thread-safe.
   void encode(std::string_view piece, std::vector<TokenId>& out) const;
-  // sentencepiece_bpe: true if no merge joins a character and a U+2581 behind it, so that text may be cut there.
+  // sentencepiece_bpe: true if no merge joins a character and a U+2581 behind it, so that text may be cut
+  // there.
   bool may_cut_before_metaspace() const { return may_cut_; }
 
  private:
@@ -63,7 +65,7 @@ class Bpe {
   const Vocabulary& vocabulary_;
   std::vector<Slot> slots_;
   uint64_t mask_ = 0;
-  TokenId byte_ids_[256];      // byte_bpe: the byte's token; sentencepiece_bpe: "<0xNN>"
+  TokenId byte_ids_[256];  // byte_bpe: the byte's token; sentencepiece_bpe: "<0xNN>"
   bool bytes_complete_ = true;
   bool may_cut_ = false;
 };

@@ -13,17 +13,18 @@
 namespace millrace::model::internal {
 namespace {
 
-// Composes one span: a starter (or nothing) and the canonical characters behind it. utf8proc's own loop sorts marks by
-// insertion, quadratic in a run of marks that a hostile text can make a megabyte long; hence the sort here.
+// Composes one span: a starter (or nothing) and the canonical characters behind it. utf8proc's own loop sorts
+// marks by insertion, quadratic in a run of marks that a hostile text can make a megabyte long; hence the
+// sort here.
 void compose_span(std::string_view span, std::vector<utf8proc_int32_t>& points, std::string& out) {
   points.clear();
   for (size_t at = 0; at < span.size();) {
     const uint32_t c = next_code_point(span, at);
     utf8proc_int32_t parts[32];
     int boundary = 0;
-    const utf8proc_ssize_t count =
-        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, 32,
-                                static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE), &boundary);
+    const utf8proc_ssize_t count = utf8proc_decompose_char(
+        static_cast<utf8proc_int32_t>(c), parts, 32,
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE), &boundary);
     if (count < 0 || count > 32) {
       points.push_back(static_cast<utf8proc_int32_t>(c));
     } else {
@@ -37,16 +38,19 @@ void compose_span(std::string_view span, std::vector<utf8proc_int32_t>& points, 
       continue;
     }
     const auto end = std::find_if(begin, points.end(), [&](utf8proc_int32_t c) { return combining(c) == 0; });
-    std::stable_sort(begin, end, [&](utf8proc_int32_t a, utf8proc_int32_t b) { return combining(a) < combining(b); });
+    std::stable_sort(begin, end,
+                     [&](utf8proc_int32_t a, utf8proc_int32_t b) { return combining(a) < combining(b); });
     begin = end;
   }
   const utf8proc_ssize_t count =
       utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
                                static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  for (utf8proc_ssize_t i = 0; i < count; ++i) utf8_append(out, static_cast<uint32_t>(points[static_cast<size_t>(i)]));
+  for (utf8proc_ssize_t i = 0; i < count; ++i)
+    utf8_append(out, static_cast<uint32_t>(points[static_cast<size_t>(i)]));
 }
 
-void replace_all(std::string_view text, std::string_view pattern, std::string_view content, std::string& out) {
+void replace_all(std::string_view text, std::string_view pattern, std::string_view content,
+                 std::string& out) {
   size_t from = 0;
   while (true) {
     const size_t found = text.find(pattern, from);
@@ -77,8 +81,8 @@ std::string to_nfc(std::string_view text) {
   std::string out;
   out.reserve(text.size());
   std::vector<utf8proc_int32_t> points;
-  size_t copied = 0;     // everything before is in out
-  size_t previous = 0;   // start of the last character that a following one may compose with
+  size_t copied = 0;    // everything before is in out
+  size_t previous = 0;  // start of the last character that a following one may compose with
   for (size_t at = 0; at < text.size();) {
     const size_t start = at;
     const uint8_t classes = tables.classes(next_code_point(text, at));
@@ -122,7 +126,8 @@ Expected<std::string_view> normalize(std::span<const NormalizerStep> steps, std:
     }
     if (next.size() > limit)
       return fail(Code::resource_exhausted,
-                  fmt::format("normalising turned {} bytes into {}, over the limit of {}", text.size(), next.size(), limit));
+                  fmt::format("normalising turned {} bytes into {}, over the limit of {}", text.size(),
+                              next.size(), limit));
     storage = std::move(next);
     now = storage;
   }

@@ -1,5 +1,5 @@
-// Remembers the ids of short pieces, since text repeats its words. One cache a thread and tokenizer, so no lock; bounded:
-// 1 MiB each, at most 4 a thread, a new piece overwrites the one in its slot.
+// Remembers the ids of short pieces, since text repeats its words. One cache a thread and tokenizer, so no
+// lock; bounded: 1 MiB each, at most 4 a thread, a new piece overwrites the one in its slot.
 #pragma once
 #include <array>
 #include <cstdint>

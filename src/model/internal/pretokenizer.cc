@@ -69,9 +69,12 @@ Expected<void> PreTokenizer::split_known(const Step& step, size_t index, Piece t
   const std::string_view all = text.text;
   for (size_t at = 0; at < all.size() && !run.stopped;) {
     const Match match = step.scanner(all, at);
-    if (match.begin > at) MR_TRY(run_step(index + 1, {all.substr(at, match.begin - at), text.at_start && at == 0}, run));
+    if (match.begin > at)
+      MR_TRY(run_step(index + 1, {all.substr(at, match.begin - at), text.at_start && at == 0}, run));
     if (match.begin >= all.size()) return {};
-    MR_TRY(run_step(index + 1, {all.substr(match.begin, match.end - match.begin), text.at_start && match.begin == 0}, run));
+    MR_TRY(run_step(index + 1,
+                    {all.substr(match.begin, match.end - match.begin), text.at_start && match.begin == 0},
+                    run));
     at = match.end;
   }
   return {};
@@ -92,7 +95,8 @@ Expected<void> PreTokenizer::split(const Step& step, size_t index, Piece text, R
     covered = end;
   };
   if (step.scanner != nullptr) {
-    for (Match m = step.scanner(all, 0); m.begin < all.size(); m = step.scanner(all, m.end)) add(m.begin, m.end);
+    for (Match m = step.scanner(all, 0); m.begin < all.size(); m = step.scanner(all, m.end))
+      add(m.begin, m.end);
   } else {
     MR_TRY(step.regex->for_each_match(all, add));
   }
@@ -111,22 +115,28 @@ Expected<void> PreTokenizer::split(const Step& step, size_t index, Piece text, R
       break;
     case Behavior::contiguous:
       for (const Cut& cut : cuts) {
-        if (!joined.empty() && cut.match == previous_match) joined.back().end = cut.end;
-        else joined.push_back(cut);
+        if (!joined.empty() && cut.match == previous_match)
+          joined.back().end = cut.end;
+        else
+          joined.push_back(cut);
         previous_match = cut.match;
       }
       break;
     case Behavior::merged_with_previous:
       for (const Cut& cut : cuts) {
-        if (cut.match && !previous_match && !joined.empty()) joined.back().end = cut.end;
-        else joined.push_back(cut);
+        if (cut.match && !previous_match && !joined.empty())
+          joined.back().end = cut.end;
+        else
+          joined.push_back(cut);
         previous_match = cut.match;
       }
       break;
     case Behavior::merged_with_next:
       for (auto cut = cuts.rbegin(); cut != cuts.rend(); ++cut) {
-        if (cut->match && !previous_match && !joined.empty()) joined.back().begin = cut->begin;
-        else joined.push_back(*cut);
+        if (cut->match && !previous_match && !joined.empty())
+          joined.back().begin = cut->begin;
+        else
+          joined.push_back(*cut);
         previous_match = cut->match;
       }
       std::reverse(joined.begin(), joined.end());
@@ -134,7 +144,8 @@ Expected<void> PreTokenizer::split(const Step& step, size_t index, Piece text, R
   }
   for (const Cut& cut : joined) {
     if (run.stopped) return {};
-    MR_TRY(run_step(index + 1, {all.substr(cut.begin, cut.end - cut.begin), text.at_start && cut.begin == 0}, run));
+    MR_TRY(run_step(index + 1, {all.substr(cut.begin, cut.end - cut.begin), text.at_start && cut.begin == 0},
+                    run));
   }
   return {};
 }
@@ -143,11 +154,14 @@ Expected<void> PreTokenizer::metaspace(const Step& step, size_t index, Piece tex
   std::string out;
   out.reserve(text.text.size() + 16);
   const SplitStep::Prepend prepend = step.spec.prepend;
-  const bool wanted = prepend == SplitStep::Prepend::always || (prepend == SplitStep::Prepend::first && text.at_start);
+  const bool wanted =
+      prepend == SplitStep::Prepend::always || (prepend == SplitStep::Prepend::first && text.at_start);
   if (wanted && !text.text.starts_with(' ') && !text.text.starts_with(kMetaspace)) out += kMetaspace;
   for (const char c : text.text) {
-    if (c == ' ') out += kMetaspace;
-    else out += c;
+    if (c == ' ')
+      out += kMetaspace;
+    else
+      out += c;
   }
   if (!step.spec.split_words) return run_step(index + 1, {out, text.at_start}, run);
   for (size_t at = 0; at < out.size() && !run.stopped;) {

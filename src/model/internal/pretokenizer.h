@@ -16,7 +16,8 @@ class PreTokenizer {
  public:
   static Expected<PreTokenizer> create(std::span<const SplitStep> steps);
 
-  // Calls emit for each piece, in order. Thread-safe. Views are valid during the call only. emit returns false to stop.
+  // Calls emit for each piece, in order. Thread-safe. Views are valid during the call only. emit returns
+  // false to stop.
   Expected<void> run(Piece text, FunctionRef<bool(std::string_view)> emit) const;
 
  private:

@@ -10,15 +10,15 @@ namespace millrace::model::internal {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 64 << 10;
-// Backtracking steps of one match. The patterns of real tokenizers take about one a character; a megabyte of one
-// class stays below, a catastrophic pattern is stopped within a second.
+// Backtracking steps of one match. The patterns of real tokenizers take about one a character; a megabyte of
+// one class stays below, a catastrophic pattern is stopped within a second.
 constexpr uint32_t kMatchLimit = 20'000'000;
 constexpr size_t kJitStackBytes = size_t{4} << 20;
 
 Status refuse(std::string_view pattern, size_t at, std::string_view what) {
   return Status{.code = Code::invalid_argument,
-                .message = fmt::format("split pattern uses {} at byte {}, which is not supported: {}", what, at,
-                                       pattern.substr(0, 200))};
+                .message = fmt::format("split pattern uses {} at byte {}, which is not supported: {}", what,
+                                       at, pattern.substr(0, 200))};
 }
 
 bool is_hex(char c) { return std::isxdigit(static_cast<unsigned char>(c)) != 0; }
@@ -39,9 +39,8 @@ class Translator {
         MR_TRY(group());
       } else if (c == '(' && in_.substr(at_, 2) == "(*") {
         return std::unexpected(refuse(in_, at_, "(*"));
-      } else if (c == '{' && in_.substr(at_, 2) == "{,") {
-        out_ += "{0,";  // {,n}: PCRE2 10.42 would read the characters themselves
-        at_ += 2;
+      } else if (c == '{') {
+        MR_TRY(interval());
       } else {
         out_ += c;
         ++at_;
@@ -51,6 +50,30 @@ class Translator {
   }
 
  private:
+  // {n}, {n,}, {n,m}, {,m}; anything else is a brace.
+  Expected<void> interval() {
+    size_t end = at_ + 1;
+    bool comma = false, digit = false;
+    while (end < in_.size() &&
+           (std::isdigit(static_cast<unsigned char>(in_[end])) != 0 || (in_[end] == ',' && !comma))) {
+      (in_[end] == ',' ? comma : digit) = true;
+      ++end;
+    }
+    if (!digit || end >= in_.size() || in_[end] != '}') {
+      out_ += "\\{";
+      ++at_;
+      return {};
+    }
+    const char behind = end + 1 < in_.size() ? in_[end + 1] : '\0';
+    // Ruby reads {n,m}+ as a repeated interval and {n}? as an optional one; PCRE2 as possessive and lazy.
+    if (behind == '+' || (behind == '?' && !comma))
+      return std::unexpected(refuse(in_, at_, fmt::format("'{}'", in_.substr(at_, end + 2 - at_))));
+    out_ += in_[at_ + 1] == ',' ? "{0" : "{";
+    out_ += in_.substr(at_ + 1, end - at_);
+    at_ = end + 1;
+    return {};
+  }
+
   Expected<void> group() {
     static constexpr std::string_view kSame[] = {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>"};
     for (const std::string_view open : kSame) {
@@ -83,7 +106,8 @@ class Translator {
         return {};
       }
       if (c == '[') return std::unexpected(refuse(in_, at_, "a class inside a class"));
-      if (c == '&' && in_.substr(at_, 2) == "&&") return std::unexpected(refuse(in_, at_, "a class intersection"));
+      if (c == '&' && in_.substr(at_, 2) == "&&")
+        return std::unexpected(refuse(in_, at_, "a class intersection"));
       if (c == '\\') {
         MR_TRY(escape(true));
       } else {
@@ -103,7 +127,7 @@ class Translator {
     } else if (c == 'd' || c == 'D') {
       out_ += c == 'd' ? "\\p{Nd}" : "\\P{Nd}";
     } else if (c == 'w' || (c == 'W' && !in_class)) {
-      out_ += in_class ? "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+      out_ += in_class   ? "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
               : c == 'w' ? "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]"
                          : "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]";
     } else if (c == 'n' || c == 'r' || c == 't' || c == 'f' || c == 'a' || c == 'e') {
@@ -145,7 +169,8 @@ class Translator {
   Expected<void> property() {
     const size_t open = at_ + 2;
     const size_t close = open < in_.size() && in_[open] == '{' ? in_.find('}', open) : std::string_view::npos;
-    if (close == std::string_view::npos) return std::unexpected(refuse(in_, at_, "a property without braces"));
+    if (close == std::string_view::npos)
+      return std::unexpected(refuse(in_, at_, "a property without braces"));
     std::string_view name = in_.substr(open + 1, close - open - 1);
     const bool negated = !name.empty() && name[0] == '^';
     const bool positive = (in_[at_ + 1] == 'p') != negated;
@@ -184,7 +209,8 @@ Expected<std::string> translate_pattern(std::string_view oniguruma) { return Tra
 
 Expected<std::unique_ptr<const SplitRegex>> SplitRegex::compile(std::string_view oniguruma) {
   if (oniguruma.size() > kMaxPatternBytes)
-    return invalid(fmt::format("split pattern of {} bytes is over the limit of {}", oniguruma.size(), kMaxPatternBytes));
+    return invalid(
+        fmt::format("split pattern of {} bytes is over the limit of {}", oniguruma.size(), kMaxPatternBytes));
   const std::string pattern = MR_TRY(translate_pattern(oniguruma));
   int error = 0;
   PCRE2_SIZE where = 0;
@@ -193,8 +219,8 @@ Expected<std::unique_ptr<const SplitRegex>> SplitRegex::compile(std::string_view
   pcre2_set_parens_nest_limit(context, 100);
   // Ruby's ^ and $ are always those of lines.
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &where,
-                                   context);
+                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
+                                   &where, context);
   pcre2_compile_context_free(context);
   if (code == nullptr) {
     PCRE2_UCHAR message[200] = {};
@@ -210,17 +236,19 @@ Expected<std::unique_ptr<const SplitRegex>> SplitRegex::compile(std::string_view
 
 SplitRegex::~SplitRegex() { pcre2_code_free(static_cast<pcre2_code*>(code_)); }
 
-Expected<void> SplitRegex::for_each_match(std::string_view text, FunctionRef<void(size_t, size_t)> emit) const {
+Expected<void> SplitRegex::for_each_match(std::string_view text,
+                                          FunctionRef<void(size_t, size_t)> emit) const {
   static thread_local MatchState state;
   const auto* code = static_cast<const pcre2_code*>(code_);
   size_t at = 0;
   while (at < text.size()) {
-    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, PCRE2_NO_UTF_CHECK,
-                                  state.data, state.context);
+    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
+                                  PCRE2_NO_UTF_CHECK, state.data, state.context);
     if (found == PCRE2_ERROR_NOMATCH) return {};
     if (found < 0)
-      return fail(Code::resource_exhausted,
-                  fmt::format("split pattern gave up on {} bytes of text (PCRE2 error {})", text.size(), found));
+      return fail(
+          Code::resource_exhausted,
+          fmt::format("split pattern gave up on {} bytes of text (PCRE2 error {})", text.size(), found));
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(state.data);
     if (ends[1] > ends[0] && ends[0] >= at) {
       emit(ends[0], ends[1]);

@@ -1,8 +1,8 @@
 // Split patterns through PCRE2 with JIT: the general path, for patterns that split_scanners.h does not know.
 //
-// tokenizer.json's patterns are in Oniguruma's dialect (Ruby syntax). They are translated; a construct that would mean
-// something else in PCRE2 is refused by name. \p{..} follows PCRE2's Unicode version (14 in Debian 12), which knows
-// fewer letters than the tables of the known patterns.
+// tokenizer.json's patterns are in Oniguruma's dialect (Ruby syntax). They are translated; a construct that
+// would mean something else in PCRE2 is refused by name. \p{..} follows PCRE2's Unicode version (14 in Debian
+// 12), which knows fewer letters than the tables of the known patterns.
 #pragma once
 #include <memory>
 #include <string>
@@ -23,8 +23,8 @@ class SplitRegex {
   SplitRegex(const SplitRegex&) = delete;
   SplitRegex& operator=(const SplitRegex&) = delete;
 
-  // Calls emit(from, to) for each match that is not empty, left to right. Thread-safe. Fails with resource_exhausted
-  // when a match backtracks beyond the limit.
+  // Calls emit(from, to) for each match that is not empty, left to right. Thread-safe. Fails with
+  // resource_exhausted when a match backtracks beyond the limit.
   Expected<void> for_each_match(std::string_view text, FunctionRef<void(size_t, size_t)> emit) const;
 
  private:

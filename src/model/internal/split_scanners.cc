@@ -12,7 +12,8 @@ namespace {
 // A place in a text, with the classes of the characters there.
 class Cursor {
  public:
-  explicit Cursor(std::string_view text) : text_(text), tables_(UnicodeTables::get()), ascii_(tables_.latin().data()) {}
+  explicit Cursor(std::string_view text)
+      : text_(text), tables_(UnicodeTables::get()), ascii_(tables_.latin().data()) {}
 
   bool end(size_t at) const { return at >= text_.size(); }
   char byte(size_t at) const { return at < text_.size() ? text_[at] : '\0'; }
@@ -48,7 +49,8 @@ class Cursor {
   }
   size_t size() const { return text_.size(); }
 
-  // \s+(?!\S)|\s+ at a space: the run, without its last character if something else follows and another one is left.
+  // \s+(?!\S)|\s+ at a space: the run, without its last character if something else follows and another one
+  // is left.
   size_t spaces(size_t at) const {
     size_t last = at, now = at, next = at;
     while (now < text_.size() && (classes(now, next) & kSpace) != 0) {
@@ -79,7 +81,8 @@ size_t contraction(std::string_view text, size_t at, bool any_case) {
   };
   const char first = letter(at + 1), second = letter(at + 2);
   if (first == 's' || first == 't' || first == 'm' || first == 'd') return 2;
-  if ((first == 'r' && second == 'e') || (first == 'v' && second == 'e') || (first == 'l' && second == 'l')) return 3;
+  if ((first == 'r' && second == 'e') || (first == 'v' && second == 'e') || (first == 'l' && second == 'l'))
+    return 3;
   if (any_case && first == '\xC5' && second == '\xBF') return 3;
   return 0;
 }
@@ -134,7 +137,8 @@ Match scan_deepseek_words(std::string_view text, size_t from) {
   for (size_t at = from, next = from; !cursor.end(at); at = next) {
     const char c = text[at];
     const uint8_t classes = cursor.classes(at, next);
-    const bool ascii_punctuation = static_cast<uint8_t>(c) < 0x80 && (classes & (kPunctuation | kSymbol)) != 0;
+    const bool ascii_punctuation =
+        static_cast<uint8_t>(c) < 0x80 && (classes & (kPunctuation | kSymbol)) != 0;
     if (ascii_punctuation && ascii_letter(cursor.byte(next))) {
       while (ascii_letter(cursor.byte(next))) ++next;
       return {at, next};
@@ -184,9 +188,12 @@ Match scan_deepseek_cjk(std::string_view text, size_t from) {
 std::string with_escapes(std::string_view pattern) {
   std::string out;
   for (const char c : pattern) {
-    if (c == '\r') out += "\\r";
-    else if (c == '\n') out += "\\n";
-    else out += c;
+    if (c == '\r')
+      out += "\\r";
+    else if (c == '\n')
+      out += "\\n";
+    else
+      out += c;
   }
   return out;
 }

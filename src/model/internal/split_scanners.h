@@ -1,5 +1,6 @@
-// Hand-written scanners for the split patterns of the families we serve. They give the matches that Oniguruma gives for
-// the pattern, several times faster than a regex engine, in linear time, by the classes of unicode_tables.h.
+// Hand-written scanners for the split patterns of the families we serve. They give the matches that Oniguruma
+// gives for the pattern, several times faster than a regex engine, in linear time, by the classes of
+// unicode_tables.h.
 #pragma once
 #include <string_view>
 
@@ -24,7 +25,8 @@ inline constexpr std::string_view kLlama3 =
 inline constexpr std::string_view kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 inline constexpr std::string_view kDeepSeekNumbers = R"(\p{N}{1,3})";
-inline constexpr std::string_view kDeepSeekCjk = "[\xE4\xB8\x80-\xE9\xBE\xA5\xE3\x81\x80-\xE3\x82\x9F\xE3\x82\xA0-\xE3\x83\xBF]+";
+inline constexpr std::string_view kDeepSeekCjk =
+    "[\xE4\xB8\x80-\xE9\xBE\xA5\xE3\x81\x80-\xE3\x82\x9F\xE3\x82\xA0-\xE3\x83\xBF]+";
 inline constexpr std::string_view kDeepSeekWords =
     R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 }  // namespace patterns

@@ -29,8 +29,8 @@ UnicodeTables::UnicodeTables() {
     const uint32_t low = page << 8, high = low + 255;
     while (range != std::end(kRanges) && range->last < low) ++range;
     for (const Range* r = range; r != std::end(kRanges) && r->first <= high; ++r)
-      std::fill(content.begin() + (std::max(r->first, low) - low), content.begin() + (std::min(r->last, high) - low + 1),
-                r->classes);
+      std::fill(content.begin() + (std::max(r->first, low) - low),
+                content.begin() + (std::min(r->last, high) - low + 1), r->classes);
     const auto [where, fresh] = seen.try_emplace(content, static_cast<uint16_t>(pages_.size()));
     if (fresh) pages_.push_back(content);
     page_of_[page] = where->second;

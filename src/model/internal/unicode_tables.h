@@ -1,6 +1,6 @@
-// Character classes that the tokenizers' split patterns and normaliser ask for, as the `tokenizers` package sees them
-// (Oniguruma's Unicode 16 for classes, an older crate for NFC), so that ids do not depend on the host's libraries.
-// The data is unicode_tables.inc, made by tests/tokenizer/make_unicode_tables.py.
+// Character classes that the tokenizers' split patterns and normaliser ask for, as the `tokenizers` package
+// sees them (Oniguruma's Unicode 16 for classes, an older crate for NFC), so that ids do not depend on the
+// host's libraries. The data is unicode_tables.inc, made by tests/tokenizer/make_unicode_tables.py.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -9,23 +9,22 @@
 namespace millrace::model::internal {
 
 enum CharacterClass : uint8_t {
-  kLetter = 1,        // \p{L}
-  kNumber = 2,        // \p{N}
-  kMark = 4,          // \p{M}
-  kPunctuation = 8,   // \p{P}
-  kSymbol = 16,       // \p{S}
-  kSpace = 32,        // \s
-  kNfcBarrier = 64,   // combines in newer Unicode versions, but is an ordinary starter to the package's NFC
-  kCanonical = 128,   // NFC may move, compose or replace it
+  kLetter = 1,       // \p{L}
+  kNumber = 2,       // \p{N}
+  kMark = 4,         // \p{M}
+  kPunctuation = 8,  // \p{P}
+  kSymbol = 16,      // \p{S}
+  kSpace = 32,       // \s
+  kNfcBarrier = 64,  // combines in newer Unicode versions, but is an ordinary starter to the package's NFC
+  kCanonical = 128,  // NFC may move, compose or replace it
 };
 
-// Two stages: the page of 256 code points, then the class in the page. Equal pages are stored once (about 60 KiB).
+// Two stages: the page of 256 code points, then the class in the page. Equal pages are stored once (about 60
+// KiB).
 class UnicodeTables {
  public:
   static const UnicodeTables& get();  // built at the first call, in about a millisecond; thread-safe
-  uint8_t classes(uint32_t code_point) const {
-    return pages_[page_of_[code_point >> 8]][code_point & 0xFF];
-  }
+  uint8_t classes(uint32_t code_point) const { return pages_[page_of_[code_point >> 8]][code_point & 0xFF]; }
   const std::array<uint8_t, 256>& latin() const { return pages_[page_of_[0]]; }
 
  private:
@@ -34,7 +33,8 @@ class UnicodeTables {
   std::vector<std::array<uint8_t, 256>> pages_;
 };
 
-// Rust's char::is_numeric, which the Digits split uses: one Unicode version ahead of the regex engine's \p{N}.
+// Rust's char::is_numeric, which the Digits split uses: one Unicode version ahead of the regex engine's
+// \p{N}.
 inline bool is_numeric(uint32_t code_point, uint8_t classes) {
   return (classes & kNumber) != 0 || (code_point >= 0x11DE0 && code_point <= 0x11DE9) ||
          (code_point >= 0x16FF4 && code_point <= 0x16FF6);

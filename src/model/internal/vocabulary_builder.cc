@@ -25,20 +25,23 @@ Expected<void> append_merge(const TokenIds& ids, std::string_view left, std::str
   const std::string joined = std::string(left) + std::string(right);
   const Merge merge{find(left), find(right), find(joined)};
   if (merge.left < 0 || merge.right < 0 || merge.result < 0)
-    return invalid(fmt::format("merge {} joins '{}' and '{}', but '{}' is not in the vocabulary", merges.size(), left,
-                               right, merge.left < 0 ? left : merge.right < 0 ? right : std::string_view(joined)));
+    return invalid(fmt::format("merge {} joins '{}' and '{}', but '{}' is not in the vocabulary",
+                               merges.size(), left, right,
+                               merge.left < 0    ? left
+                               : merge.right < 0 ? right
+                                                 : std::string_view(joined)));
   merges.push_back(merge);
   return {};
 }
 
-std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens, const std::vector<float>& scores,
-                                      const std::vector<bool>& excluded) {
+std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens,
+                                      const std::vector<float>& scores, const std::vector<bool>& excluded) {
   TokenIds ids;
   ids.reserve(tokens.size());
   for (size_t id = 0; id < tokens.size(); ++id)
     if (!tokens[id].empty() && !excluded[id]) ids.try_emplace(tokens[id], static_cast<TokenId>(id));
-  // A token longer than this is not the result of merging in any published vocabulary, and would make this loop
-  // quadratic in a hostile file's longest token.
+  // A token longer than this is not the result of merging in any published vocabulary, and would make this
+  // loop quadratic in a hostile file's longest token.
   constexpr size_t kMaxBytes = 512;
   std::vector<Merge> merges;
   for (size_t id = 0; id < tokens.size(); ++id) {

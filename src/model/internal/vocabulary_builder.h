@@ -11,16 +11,17 @@ namespace millrace::model::internal {
 
 // Views into spec.tokens: valid while the strings stay where they are.
 using TokenIds = std::unordered_map<std::string_view, TokenId>;
-TokenIds ids_by_text(const std::vector<std::string>& tokens);  // the first id of a text that stands there twice
+TokenIds ids_by_text(
+    const std::vector<std::string>& tokens);  // the first id of a text that stands there twice
 
 // Appends the merge of two token texts. Invalid if either, or both joined, is not a token.
 Expected<void> append_merge(const TokenIds& ids, std::string_view left, std::string_view right,
                             std::vector<Merge>& merges);
 
-// The merges that a SentencePiece vocabulary with scores implies, best score first; tokens in `excluded` (control,
-// byte, unknown) are neither parts nor results.
-std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens, const std::vector<float>& scores,
-                                      const std::vector<bool>& excluded);
+// The merges that a SentencePiece vocabulary with scores implies, best score first; tokens in `excluded`
+// (control, byte, unknown) are neither parts nor results.
+std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens,
+                                      const std::vector<float>& scores, const std::vector<bool>& excluded);
 
 inline constexpr std::string_view kMetaspaceText = "\xE2\x96\x81";  // U+2581
 
