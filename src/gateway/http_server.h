@@ -15,7 +15,7 @@
 
 namespace millrace::gateway {
 
-struct ServedModel {  // what the HTTP side must know of the model; it never touches weights
+struct ServedModel {               // what the HTTP side must know of the model; it never touches weights
   std::vector<std::string> names;  // --served-model-name: the first is the one shown
   int64_t created_unix_s = 0;
   int64_t max_model_len = 0;
@@ -27,15 +27,18 @@ struct ServedModel {  // what the HTTP side must know of the model; it never tou
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 8000;         // 0: any (see HttpServer::port)
-  int listen_fd = -1;           // an inherited listening socket; then host and port are for display
+  uint16_t port = 8000;               // 0: any (see HttpServer::port)
+  int listen_fd = -1;                 // an inherited listening socket; then host and port are for display
   std::vector<std::string> api_keys;  // empty: no authentication
   int threads = 1;
   int max_connections = 4096;
   size_t max_body_bytes = size_t{16} << 20;
   double header_timeout_s = 15, body_timeout_s = 60, idle_timeout_s = 120, write_timeout_s = 60;
   double drain_timeout_s = 30;
-  bool vllm_metric_names = true;
+  bool vllm_metric_names = true;          // vllm:* beside millrace_*
+  std::vector<std::string> cors_origins;  // web origins whose scripts may call; "*": all; empty: none
+  int send_buffer_bytes =
+      256 << 10;  // the kernel's per connection (0: its own choice); bounds what a slow reader holds
 };
 
 class HttpServer {

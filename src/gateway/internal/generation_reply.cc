@@ -1,0 +1,486 @@
+#include "gateway/internal/generation_reply.h"
+
+#include <fmt/format.h>
+
+#include <iterator>
+#include <mutex>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "gateway/internal/api_error.h"
+#include "gateway/internal/response_shapes.h"
+
+namespace millrace::gateway {
+namespace {
+
+using engine::FinishReason;
+using engine::GenerateEvent;
+
+double seconds_between(int64_t from_ns, int64_t to_ns) { return static_cast<double>(to_ns - from_ns) * 1e-9; }
+
+template <class T>
+void append(std::vector<T>& to, std::vector<T>& from) {
+  if (to.empty())
+    to = std::move(from);
+  else
+    to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+}
+
+// Later news of the same request after earlier, as if they had come together.
+void merge(GenerateEvent& to, GenerateEvent&& from) {
+  if (from.has_prompt && !to.has_prompt) {
+    to.has_prompt = true;
+    to.prompt_tokens = from.prompt_tokens;
+    to.cached_tokens = from.cached_tokens;
+    to.prompt_ids = std::move(from.prompt_ids);
+    to.prompt_logprobs = std::move(from.prompt_logprobs);
+  }
+  append(to.tokens, from.tokens);
+  to.text += from.text;
+  if (from.finish == FinishReason::none) return;
+  to.finish = from.finish;
+  to.stop_match = std::move(from.stop_match);
+  to.stop_token = from.stop_token;
+  to.error = std::move(from.error);
+}
+
+struct Choice {
+  // Guarded by the reply's mutex.
+  RequestId id;
+  bool started = false, ended = false;  // ended: its last event has come, or it was cancelled
+  bool has_news = false;
+  GenerateEvent inbox;
+  int64_t started_ns = 0, first_news_ns = 0, first_token_ns = 0, last_token_ns = 0;
+  FinishedRequest totals;
+
+  // The connection's thread's.
+  bool prompt_seen = false, role_sent = false, finished = false;
+  std::string text;                      // of a reply that is not streamed
+  std::vector<engine::TokenOut> tokens;  // the same, chat with logprobs
+  LegacyLogprobs columns;                // the same, completions with logprobs
+  int64_t text_offset = 0;  // completions: characters of this choice's text so far, by its tokens
+  Usage usage;
+  Ending ending;
+};
+
+class GenerationReply : public std::enable_shared_from_this<GenerationReply> {
+ public:
+  GenerationReply(std::shared_ptr<Exchange> exchange, GenerationPlan plan,
+                  std::shared_ptr<const ServedModel> model, std::shared_ptr<Generator> generator,
+                  std::shared_ptr<Metrics> metrics)
+      : exchange_(std::move(exchange)),
+        plan_(std::move(plan)),
+        model_(std::move(model)),
+        generator_(std::move(generator)),
+        metrics_(std::move(metrics)),
+        choices_(plan_.requests.size()) {
+    head_ = {.chat = plan_.chat,
+             .id = fmt::format("{}{:016x}{:016x}", plan_.chat ? "chatcmpl-" : "cmpl-", random_seed(),
+                               random_seed()),
+             .created_unix_s = unix_time_s(),
+             .model = plan_.model,
+             .fingerprint = model_->fingerprint};
+    for (const engine::GenerateRequest& request : plan_.requests) {
+      stop_ids_ = request.stop.token_ids;  // the same for every choice
+      include_stop_ = request.stop.include_stop_in_text;
+    }
+  }
+
+  void start();
+
+ private:
+  void arm();
+  void receive(size_t index, GenerateEvent event);
+  void pump();
+  void handle(size_t index, GenerateEvent event);
+  void handle_streamed(size_t index, GenerateEvent& event);
+  void handle_whole(size_t index, GenerateEvent& event);
+  void fail(const Status& status);
+  void finish();
+  void cancel_all();
+  void commit();
+  void ping();
+  void record_timing(Choice& choice, const GenerateEvent& event);
+  void end_choice(Choice& choice, FinishReason reason);
+  void write_delta(JsonWriter& w, Choice& choice, GenerateEvent& event);
+  void add_chunk(size_t index, const std::function<void(JsonWriter&)>& body, const Ending& ending);
+  void write_whole_choice(JsonWriter& w, size_t index, Choice& choice);
+  Usage total_usage() const;
+  LegacyLogprobs& legacy_columns(Choice& choice, const GenerateEvent& event, LegacyLogprobs& columns);
+
+  const std::shared_ptr<Exchange> exchange_;
+  GenerationPlan plan_;
+  const std::shared_ptr<const ServedModel> model_;
+  const std::shared_ptr<Generator> generator_;
+  const std::shared_ptr<Metrics> metrics_;
+  ReplyHead head_;
+  std::vector<TokenId> stop_ids_;
+  bool include_stop_ = false;
+
+  std::mutex mutex_;
+  bool cancelled_ = false;  // guarded: no more starts, events are dropped
+  bool scheduled_ = false;  // guarded: a pump() is posted, or waits for the client to read
+  std::vector<Choice> choices_;
+
+  bool committed_ = false;  // the status line of a stream has been sent
+  bool closed_ = false;     // answered
+  bool paused_ = false;     // the client does not read
+  bool quiet_ = true;       // nothing written since the last ping
+  size_t finished_ = 0;
+  std::string sse_;  // chunks of this pump
+};
+
+// On a worker thread.
+void GenerationReply::start() {
+  exchange_->post([self = shared_from_this()] { self->arm(); });
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (cancelled_) return;
+      choices_[i].started_ns = monotonic_ns();
+    }
+    metrics_->generation_in_flight(+1);
+    Expected<RequestId> id = generator_->start(
+        std::move(plan_.requests[i]),
+        [self = shared_from_this(), i](GenerateEvent event) { self->receive(i, std::move(event)); });
+    if (!id) {
+      metrics_->generation_in_flight(-1);
+      metrics_->generation_refused(id.error().code);
+      exchange_->post([self = shared_from_this(), error = std::move(id).error()] { self->fail(error); });
+      return;
+    }
+    bool cancel = false;
+    {
+      const std::lock_guard lock(mutex_);
+      choices_[i].id = *id;
+      choices_[i].started = true;
+      cancel = cancelled_ && !choices_[i].ended;
+      if (cancel) end_choice(choices_[i], FinishReason::cancelled);
+    }
+    if (cancel) return generator_->cancel(*id);
+  }
+}
+
+void GenerationReply::arm() {
+  exchange_->on_disconnect([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self || self->closed_) return;
+    self->closed_ = true;
+    self->cancel_all();
+  });
+  if (!plan_.stream) return;
+  exchange_->on_drained([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self || !self->paused_) return;
+    self->paused_ = false;
+    self->pump();
+  });
+  exchange_->call_after(kPingSeconds, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->ping();
+  });
+}
+
+void GenerationReply::ping() {
+  if (closed_) return;
+  if (quiet_ && !paused_) {
+    commit();
+    exchange_->write(": ping\n\n");
+  }
+  quiet_ = true;
+  exchange_->call_after(kPingSeconds, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->ping();
+  });
+}
+
+// On the generator's thread.
+void GenerationReply::receive(size_t index, GenerateEvent event) {
+  {
+    const std::lock_guard lock(mutex_);
+    Choice& choice = choices_[index];
+    if (cancelled_ || choice.ended) return;
+    record_timing(choice, event);
+    if (event.finish != FinishReason::none) end_choice(choice, event.finish);
+    merge(choice.inbox, std::move(event));
+    choice.has_news = true;
+    if (std::exchange(scheduled_, true)) return;
+  }
+  exchange_->post([self = shared_from_this()] { self->pump(); });
+}
+
+void GenerationReply::record_timing(Choice& choice, const GenerateEvent& event) {
+  const int64_t now = monotonic_ns();
+  if (choice.first_news_ns == 0) choice.first_news_ns = now;
+  if (event.has_prompt && choice.totals.prompt_tokens == 0) {
+    choice.totals.prompt_tokens = event.prompt_tokens;
+    choice.totals.cached_tokens = event.cached_tokens;
+  }
+  if (event.tokens.empty()) return;
+  size_t later = event.tokens.size();
+  if (choice.first_token_ns == 0) {
+    choice.first_token_ns = choice.last_token_ns = now;
+    metrics_->first_token(seconds_between(exchange_->request().received_ns, now));
+    --later;
+  }
+  if (later > 0) metrics_->next_tokens(seconds_between(choice.last_token_ns, now), later);
+  choice.last_token_ns = now;
+  choice.totals.generated_tokens += static_cast<int64_t>(event.tokens.size());
+}
+
+// With the mutex held.
+void GenerationReply::end_choice(Choice& choice, FinishReason reason) {
+  choice.ended = true;
+  metrics_->generation_in_flight(-1);
+  const int64_t now = monotonic_ns();
+  FinishedRequest& totals = choice.totals;
+  totals.reason = reason;
+  const bool news_before_token = choice.first_news_ns != 0 && choice.first_news_ns != choice.first_token_ns;
+  if (news_before_token) totals.queue_s = seconds_between(choice.started_ns, choice.first_news_ns);
+  if (choice.first_token_ns != 0) {
+    totals.prefill_s =
+        seconds_between(news_before_token ? choice.first_news_ns : choice.started_ns, choice.first_token_ns);
+    totals.decode_s = seconds_between(choice.first_token_ns, now);
+  }
+  totals.e2e_s = seconds_between(exchange_->request().received_ns, now);
+  metrics_->finished(totals);
+}
+
+void GenerationReply::cancel_all() {
+  std::vector<RequestId> ids;
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled_ = true;
+    for (Choice& choice : choices_) {
+      if (!choice.started || choice.ended) continue;
+      ids.push_back(choice.id);
+      end_choice(choice, FinishReason::cancelled);
+    }
+  }
+  for (const RequestId id : ids) generator_->cancel(id);  // without the mutex: it waits for a sink that runs
+}
+
+void GenerationReply::pump() {
+  if (closed_) return;
+  if (plan_.stream && exchange_->buffered_bytes() > kStreamHighWaterBytes) {
+    paused_ = true;  // scheduled_ stays set: the drained callback is the next to look
+    return;
+  }
+  std::vector<std::pair<size_t, GenerateEvent>> news;
+  {
+    const std::lock_guard lock(mutex_);
+    scheduled_ = false;
+    for (size_t i = 0; i < choices_.size(); ++i)
+      if (std::exchange(choices_[i].has_news, false))
+        news.emplace_back(i, std::exchange(choices_[i].inbox, {}));
+  }
+  for (auto& [index, event] : news) {
+    handle(index, std::move(event));
+    if (closed_) return;
+  }
+  if (!sse_.empty()) {
+    quiet_ = false;
+    exchange_->write(sse_);
+    sse_.clear();
+  }
+  if (finished_ == choices_.size()) finish();
+}
+
+void GenerationReply::handle(size_t index, GenerateEvent event) {
+  Choice& choice = choices_[index];
+  if (event.finish == FinishReason::error) return fail(event.error);
+  if (event.finish == FinishReason::cancelled)
+    return fail({.code = Code::unavailable, .message = "The server cancelled this request; try again"});
+  if (event.has_prompt && !choice.prompt_seen) {
+    choice.prompt_seen = true;
+    choice.usage.prompt_tokens = event.prompt_tokens;
+    choice.usage.cached_tokens = event.cached_tokens;
+  } else {
+    event.has_prompt = false;  // said again after a resume
+  }
+  if (plan_.drop_reply) {
+    event.tokens.clear();
+    event.text.clear();
+  }
+  choice.usage.completion_tokens += static_cast<int64_t>(event.tokens.size());
+  if (event.finish != FinishReason::none) {
+    choice.finished = true;
+    ++finished_;
+    choice.ending.finish_reason =
+        event.finish == FinishReason::length || plan_.drop_reply ? "length" : "stop";
+    choice.ending.stop_string = event.stop_match;
+    for (const TokenId id : stop_ids_)
+      if (id == event.stop_token) choice.ending.stop_token = id;
+    // The token that ended the reply is no part of its text, so it is none of its logprobs either.
+    if (event.stop_token >= 0 && !include_stop_ && !event.tokens.empty() &&
+        event.tokens.back().token == event.stop_token)
+      event.tokens.pop_back();
+  }
+  plan_.stream ? handle_streamed(index, event) : handle_whole(index, event);
+}
+
+// Completions: the event's tokens as columns, the prompt's before them where they were asked for.
+LegacyLogprobs& GenerationReply::legacy_columns(Choice& choice, const GenerateEvent& event,
+                                                LegacyLogprobs& columns) {
+  const model::Tokenizer& tokenizer = *model_->tokenizer;
+  if (event.has_prompt && plan_.echo)
+    add_legacy_tokens(tokenizer, event.prompt_logprobs, false, &choice.text_offset, columns);
+  add_legacy_tokens(tokenizer, event.tokens, true, &choice.text_offset, columns);
+  return columns;
+}
+
+void GenerationReply::handle_whole(size_t index, GenerateEvent& event) {
+  Choice& choice = choices_[index];
+  if (event.has_prompt && plan_.echo) choice.text += plan_.prompt_texts[index / static_cast<size_t>(plan_.n)];
+  choice.text += event.text;
+  if (!plan_.logprobs) return;
+  if (plan_.chat)
+    append(choice.tokens, event.tokens);
+  else
+    legacy_columns(choice, event, choice.columns);
+}
+
+void GenerationReply::commit() {
+  if (std::exchange(committed_, true)) return;
+  exchange_->begin_stream({.status = 200,
+                           .content_type = "text/event-stream; charset=utf-8",
+                           .headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
+}
+
+// One `data:` line with one choice; body writes what lies between "index" and "finish_reason".
+void GenerationReply::add_chunk(size_t index, const std::function<void(JsonWriter&)>& body,
+                                const Ending& ending) {
+  JsonWriter w;
+  begin_reply(w, head_, true);
+  w.begin_object().key("index").integer(static_cast<int64_t>(index));
+  body(w);
+  write_ending(w, ending);
+  w.end_object().end_array();
+  if (plan_.include_usage) {
+    w.key("usage");
+    plan_.continuous_usage ? write_usage(w, choices_[index].usage) : static_cast<void>(w.null());
+  }
+  w.end_object();
+  sse_ += "data: ";
+  sse_ += w.text();
+  sse_ += "\n\n";
+}
+
+void GenerationReply::handle_streamed(size_t index, GenerateEvent& event) {
+  commit();
+  Choice& choice = choices_[index];
+  if (!plan_.chat) {
+    if (event.has_prompt && plan_.echo)
+      event.text.insert(0, plan_.prompt_texts[index / static_cast<size_t>(plan_.n)]);
+    if (event.text.empty() && !choice.finished && !(plan_.logprobs && !event.tokens.empty())) return;
+    add_chunk(
+        index,
+        [&](JsonWriter& w) {
+          w.key("text").string(event.text).key("logprobs");
+          LegacyLogprobs columns;
+          if (plan_.logprobs)
+            write_legacy_logprobs(w, *model_->tokenizer, legacy_columns(choice, event, columns),
+                                  plan_.top_logprobs);
+          else
+            w.null();
+        },
+        choice.ending);
+    return;
+  }
+  if (!std::exchange(choice.role_sent, true)) {
+    add_chunk(index,
+              [](JsonWriter& w) {
+                w.key("delta")
+                    .begin_object()
+                    .key("role")
+                    .string("assistant")
+                    .key("content")
+                    .string("")
+                    .end_object();
+                w.key("logprobs").null();
+              },
+              {});
+  }
+  if (!event.text.empty() || (plan_.logprobs && !event.tokens.empty())) {
+    add_chunk(index,
+              [&](JsonWriter& w) {
+                w.key("delta").begin_object().key("content").string(event.text).end_object().key("logprobs");
+                plan_.logprobs ? write_chat_logprobs(w, *model_->tokenizer, event.tokens, plan_.top_logprobs)
+                               : static_cast<void>(w.null());
+              },
+              {});
+  }
+  if (choice.finished)
+    add_chunk(
+        index, [](JsonWriter& w) { w.key("delta").begin_object().end_object().key("logprobs").null(); },
+        choice.ending);
+}
+
+Usage GenerationReply::total_usage() const {
+  Usage total;
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    const Usage& usage = choices_[i].usage;
+    total.completion_tokens += usage.completion_tokens;
+    if (i % static_cast<size_t>(plan_.n) != 0) continue;  // a prompt counts once, however many choices it has
+    total.prompt_tokens += usage.prompt_tokens;
+    total.cached_tokens += usage.cached_tokens;
+  }
+  return total;
+}
+
+void GenerationReply::write_whole_choice(JsonWriter& w, size_t index, Choice& choice) {
+  w.begin_object().key("index").integer(static_cast<int64_t>(index));
+  if (plan_.chat) {
+    w.key("message").begin_object().key("role").string("assistant").key("content").string(choice.text);
+    w.key("refusal").null().end_object();
+  } else {
+    w.key("text").string(choice.text);
+  }
+  w.key("logprobs");
+  if (!plan_.logprobs)
+    w.null();
+  else if (plan_.chat)
+    write_chat_logprobs(w, *model_->tokenizer, choice.tokens, plan_.top_logprobs);
+  else
+    write_legacy_logprobs(w, *model_->tokenizer, choice.columns, plan_.top_logprobs);
+  write_ending(w, choice.ending);
+  w.end_object();
+}
+
+void GenerationReply::finish() {
+  if (std::exchange(closed_, true)) return;
+  JsonWriter w;
+  begin_reply(w, head_, plan_.stream);
+  if (plan_.stream) {
+    w.end_array().key("usage");
+    write_usage(w, total_usage());
+    w.end_object();
+    if (plan_.include_usage) exchange_->write("data: " + w.text() + "\n\n");
+    exchange_->write("data: [DONE]\n\n");
+    exchange_->end_stream();
+    return;
+  }
+  for (size_t i = 0; i < choices_.size(); ++i) write_whole_choice(w, i, choices_[i]);
+  w.end_array().key("usage");
+  write_usage(w, total_usage());
+  w.end_object();
+  exchange_->respond({.status = 200, .body = w.take()});
+}
+
+void GenerationReply::fail(const Status& status) {
+  if (std::exchange(closed_, true)) return;
+  cancel_all();
+  if (!committed_) return exchange_->respond(error_response(status));
+  exchange_->write(sse_ + "data: " + error_body(status) + "\n\ndata: [DONE]\n\n");
+  exchange_->end_stream();
+}
+
+}  // namespace
+
+void start_generation(std::shared_ptr<Exchange> exchange, GenerationPlan plan,
+                      std::shared_ptr<const ServedModel> model, std::shared_ptr<Generator> generator,
+                      std::shared_ptr<Metrics> metrics) {
+  std::make_shared<GenerationReply>(std::move(exchange), std::move(plan), std::move(model),
+                                    std::move(generator), std::move(metrics))
+      ->start();
+}
+
+}  // namespace millrace::gateway
