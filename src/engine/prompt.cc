@@ -45,9 +45,9 @@ Expected<std::vector<TokenId>> encode_prompt(const model::Tokenizer& tokenizer, 
   if (prompt.text.empty()) return prompt.tokens;
   const model::TokenizerSpec& spec = tokenizer.spec();
   std::vector<TokenId> ids;
-  if (prompt.add_special && spec.add_bos && spec.bos >= 0) ids.push_back(spec.bos);
+  if (prompt.add_special) ids.insert(ids.end(), spec.prefix.begin(), spec.prefix.end());
   MR_TRY(encode_text(tokenizer, prompt.text, max_tokens, ids));
-  if (prompt.add_special && spec.add_eos && spec.eos >= 0) ids.push_back(spec.eos);
+  if (prompt.add_special) ids.insert(ids.end(), spec.suffix.begin(), spec.suffix.end());
   return ids;
 }
 

@@ -1,0 +1,300 @@
+// The bits of a row's logits depend on its own tokens alone: not on batch, chunks, threads, panels or level.
+#include "engine/internal/executor.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <deque>
+
+#include "engine/internal/testing.h"
+
+namespace millrace::engine {
+namespace {
+
+using testing::kVocab;
+using testing::random_tokens;
+using testing::TinyModel;
+using testing::TinySizes;
+
+using Logits = std::vector<float>;
+
+struct Runner {
+  explicit Runner(std::shared_ptr<const model::PackedModel> packed, ExecutorOptions options = {},
+                  int64_t pages = 64)
+      : executor(Executor::create(packed, options).value()),
+        pool(KvPool::create(pages, kv_shape_of(*packed).page_bytes()).value()) {}
+
+  struct Text {
+    std::vector<TokenId> tokens;
+    std::vector<int32_t> pages;
+    int64_t done = 0;
+    std::vector<Logits> logits;  // by position
+  };
+  Text& start(std::vector<TokenId> tokens) {
+    Text& text = texts.emplace_back();
+    text.tokens = std::move(tokens);
+    for (int64_t i = 0; i < Sequence::pages_for(static_cast<int64_t>(text.tokens.size())); ++i)
+      text.pages.push_back(pool.allocate());
+    return text;
+  }
+  // One step: the next rows[i] tokens of texts[i]; all their logits are kept.
+  void step(const std::vector<int>& rows) {
+    std::vector<TokenId> tokens;
+    std::vector<StepSegment> segments;
+    std::vector<int32_t> wanted;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      Text& text = texts[i];
+      const int count =
+          std::min(rows[i], static_cast<int>(static_cast<int64_t>(text.tokens.size()) - text.done));
+      if (count == 0) continue;
+      segments.push_back({text.pages.data(), text.done, static_cast<int>(tokens.size()), count});
+      for (int row = 0; row < count; ++row) {
+        wanted.push_back(static_cast<int32_t>(tokens.size()));
+        tokens.push_back(text.tokens[static_cast<size_t>(text.done + row)]);
+      }
+    }
+    executor->run({tokens, segments, wanted}, pool.base());
+    int index = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      Text& text = texts[i];
+      const int count =
+          std::min(rows[i], static_cast<int>(static_cast<int64_t>(text.tokens.size()) - text.done));
+      for (int row = 0; row < count; ++row, ++index)
+        text.logits.emplace_back(executor->logits(index), executor->logits(index) + kVocab);
+      text.done += count;
+    }
+  }
+  std::unique_ptr<Executor> executor;
+  KvPool pool;
+  std::deque<Text> texts;
+};
+
+ExecutorOptions options_of(int threads, int column_rows = 0, int panel = 0,
+                           std::optional<kernels::Isa> isa = {}) {
+  return {.cpus = std::vector<int>(static_cast<size_t>(threads), -1),
+          .max_rows = 1024,
+          .max_logit_rows = 1024,
+          .max_positions = 2048,
+          .isa = isa,
+          .panel_rows = panel,
+          .column_rows_max = column_rows};
+}
+
+std::shared_ptr<const model::PackedModel> tiny(model::PackType type, TinySizes sizes = {}) {
+  return std::make_shared<TinyModel>(type, sizes);
+}
+
+std::vector<Logits> whole(std::shared_ptr<const model::PackedModel> packed,
+                          const std::vector<TokenId>& tokens, ExecutorOptions options) {
+  Runner runner(std::move(packed), options);
+  runner.start(tokens);
+  runner.step({static_cast<int>(tokens.size())});
+  return runner.texts[0].logits;
+}
+
+class ExecutorBits : public ::testing::TestWithParam<model::PackType> {};
+
+TEST_P(ExecutorBits, DoNotDependOnChunks) {
+  std::mt19937 random(1);
+  const auto packed = tiny(GetParam());
+  const auto tokens = random_tokens(random, 330);  // past one attention chunk
+  const auto want = whole(packed, tokens, options_of(1));
+  for (const int chunk : {1, 7, 32, 100, 256}) {
+    Runner runner(packed, options_of(1));
+    runner.start(tokens);
+    while (runner.texts[0].done < 330) runner.step({chunk});
+    EXPECT_EQ(runner.texts[0].logits, want) << "chunk " << chunk;
+  }
+}
+
+TEST_P(ExecutorBits, DoNotDependOnThreadsPanelsOrColumns) {
+  std::mt19937 random(2);
+  const auto packed = tiny(GetParam());
+  const auto tokens = random_tokens(random, 300);
+  const auto want = whole(packed, tokens, options_of(1));
+  for (const int threads : {1, 2, 3})
+    for (const int column_rows : {-1, 1000})
+      for (const int panel : {32, 96})
+        EXPECT_EQ(whole(packed, tokens, options_of(threads, column_rows, panel)), want)
+            << threads << " threads, columns to " << column_rows << ", panels of " << panel;
+}
+
+TEST_P(ExecutorBits, DoNotDependOnTheBatch) {
+  std::mt19937 random(3);
+  const auto packed = tiny(GetParam());
+  std::vector<std::vector<TokenId>> prompts;
+  for (int i = 0; i < 20; ++i) prompts.push_back(random_tokens(random, 1 + random() % 90));
+  for (const int threads : {1, 2})
+    for (const int column_rows : {-1, 1000}) {
+      Runner runner(packed, options_of(threads, column_rows, 32), 128);
+      std::vector<int> rows;
+      for (const auto& prompt : prompts) {
+        runner.start(prompt);
+        rows.push_back(1 + static_cast<int>(random() % 40));
+      }
+      for (int step = 0; step < 90; ++step) {
+        bool left = false;
+        for (size_t i = 0; i < prompts.size(); ++i) {
+          rows[i] = random() % 3 == 0 ? static_cast<int>(random() % 40) : 1;
+          left |= runner.texts[i].done < static_cast<int64_t>(prompts[i].size());
+        }
+        if (!left) break;
+        rows[static_cast<size_t>(step) % rows.size()] += 1;
+        int total = 0;
+        for (size_t i = 0; i < prompts.size(); ++i)
+          total += std::min<int>(
+              rows[i], static_cast<int>(prompts[i].size()) - static_cast<int>(runner.texts[i].done));
+        if (total > 0) runner.step(rows);
+      }
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        const auto want = whole(packed, prompts[i], options_of(1));
+        const auto& got = runner.texts[i].logits;
+        for (size_t p = 0; p < got.size(); ++p)
+          ASSERT_EQ(got[p], want[p]) << "text " << i << " position " << p;
+      }
+    }
+}
+
+TEST_P(ExecutorBits, DoNotDependOnTheLevel) {
+  std::mt19937 random(4);
+  for (const bool family : {false, true}) {
+    const auto packed = tiny(GetParam(), {.qkv_bias = family, .qk_norm = family});
+    const auto tokens = random_tokens(random, 280);
+    const auto want = whole(packed, tokens, options_of(1, 0, 0, kernels::Isa::scalar));
+    for (const auto isa : kernels::supported_isas())
+      EXPECT_EQ(whole(packed, tokens, options_of(2, 0, 0, isa)), want) << kernels::isa_name(isa);
+  }
+}
+
+TEST_P(ExecutorBits, DoNotDependOnWhatAPageHeldBefore) {
+  std::mt19937 random(5);
+  const auto packed = tiny(GetParam());
+  const auto tokens = random_tokens(random, 50);
+  Runner runner(packed, options_of(2), 3);
+  runner.start(random_tokens(random, 96));
+  runner.step({96});
+  runner.pool.release_all(runner.texts[0].pages);
+  runner.texts.clear();
+  runner.start(tokens);
+  runner.step({50});
+  EXPECT_EQ(runner.texts[0].logits, whole(packed, tokens, options_of(1)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, ExecutorBits,
+                         ::testing::Values(model::PackType::int8, model::PackType::float32),
+                         [](const auto& suite) {
+                           return suite.param == model::PackType::int8 ? "int8" : "float32";
+                         });
+
+// Plain double-precision forward pass of the float32 model.
+std::vector<double> oracle(const TinyModel& packed, const std::vector<TokenId>& tokens) {
+  const auto& config = packed.config();
+  const size_t width = static_cast<size_t>(config.hidden_size), dim = static_cast<size_t>(config.head_dim);
+  using Row = std::vector<double>;
+  const auto rms = [&](const double* x, size_t n, const float* gain) {
+    double sum = 0;
+    for (size_t i = 0; i < n; ++i) sum += x[i] * x[i];
+    Row y(n);
+    const double scale =
+        1 / std::sqrt(sum / static_cast<double>(n) + static_cast<double>(config.rms_norm_eps));
+    for (size_t i = 0; i < n; ++i) y[i] = x[i] * scale * (gain != nullptr ? static_cast<double>(gain[i]) : 1);
+    return y;
+  };
+  const auto times = [](const model::Linear& w, const Row& x) {
+    Row y(static_cast<size_t>(w.n));
+    for (size_t n = 0; n < y.size(); ++n) {
+      y[n] = w.bias != nullptr ? static_cast<double>(w.bias[n]) : 0;
+      for (size_t k = 0; k < x.size(); ++k) y[n] += static_cast<double>(w.f32[n * x.size() + k]) * x[k];
+    }
+    return y;
+  };
+  const auto frequencies = config.rope.inverse_frequencies(config.head_dim);
+  std::vector<Row> residual;
+  const size_t q_heads = static_cast<size_t>(config.q_heads), kv_heads = static_cast<size_t>(config.kv_heads);
+  for (const auto& module : packed.graph().modules) {
+    if (const auto* embed = std::get_if<model::EmbedModule>(&module)) {
+      for (const TokenId token : tokens)
+        residual.emplace_back(embed->f32 + static_cast<size_t>(token) * width,
+                              embed->f32 + (static_cast<size_t>(token) + 1) * width);
+    } else if (const auto* attention = std::get_if<model::AttentionModule>(&module)) {
+      std::vector<Row> all;
+      for (size_t t = 0; t < residual.size(); ++t) {
+        Row row = times(attention->qkv, rms(residual[t].data(), width, attention->norm_gain));
+        for (size_t h = 0; h < q_heads + kv_heads; ++h) {
+          double* x = row.data() + h * dim;
+          const float* gain = h < q_heads ? attention->q_norm_gain : attention->k_norm_gain;
+          if (gain != nullptr) std::ranges::copy(rms(x, dim, gain), x);
+          for (size_t i = 0; i < dim / 2; ++i) {
+            const double angle = static_cast<double>(t) * frequencies[i];
+            const double a = x[i], b = x[i + dim / 2];
+            x[i] = a * std::cos(angle) - b * std::sin(angle);
+            x[i + dim / 2] = b * std::cos(angle) + a * std::sin(angle);
+          }
+        }
+        all.push_back(std::move(row));
+      }
+      for (size_t t = 0; t < residual.size(); ++t) {
+        Row out(q_heads * dim);
+        for (size_t h = 0; h < q_heads; ++h) {
+          const size_t kv = h / (q_heads / kv_heads);
+          Row weight(t + 1);
+          double total = 0;
+          for (size_t s = 0; s <= t; ++s) {
+            double score = 0;
+            for (size_t i = 0; i < dim; ++i) score += all[t][h * dim + i] * all[s][(q_heads + kv) * dim + i];
+            total += weight[s] = std::exp(score / std::sqrt(static_cast<double>(dim)));
+          }
+          for (size_t s = 0; s <= t; ++s)
+            for (size_t i = 0; i < dim; ++i)
+              out[h * dim + i] += weight[s] / total * all[s][(q_heads + kv_heads + kv) * dim + i];
+        }
+        const Row added = times(attention->o, out);
+        for (size_t i = 0; i < width; ++i) residual[t][i] += added[i];
+      }
+    } else if (const auto* ffn = std::get_if<model::FfnModule>(&module)) {
+      for (auto& row : residual) {
+        const Row gate_up = times(ffn->gate_up, rms(row.data(), width, ffn->norm_gain));
+        Row hidden(static_cast<size_t>(config.ffn_size));
+        for (size_t i = 0; i < hidden.size(); ++i)
+          hidden[i] = gate_up[i] / (1 + std::exp(-gate_up[i])) * gate_up[i + hidden.size()];
+        const Row added = times(ffn->down, hidden);
+        for (size_t i = 0; i < width; ++i) row[i] += added[i];
+      }
+    } else {
+      const auto& head = std::get<model::HeadModule>(module);
+      return times(head.head, rms(residual.back().data(), width, head.norm_gain));
+    }
+  }
+  return {};
+}
+
+TEST(Executor, FloatPathEqualsADoublePrecisionForwardPass) {
+  std::mt19937 random(6);
+  for (const bool family : {false, true}) {
+    TinyModel packed(model::PackType::float32, {.qkv_bias = family, .qk_norm = family});
+    const auto tokens = random_tokens(random, 70);
+    const auto want = oracle(packed, tokens);
+    const std::shared_ptr<const model::PackedModel> shared(&packed, [](const model::PackedModel*) {});
+    const auto got = whole(shared, tokens, options_of(2)).back();
+    double largest = 0, error = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      largest = std::max(largest, std::abs(want[i]));
+      error = std::max(error, std::abs(want[i] - static_cast<double>(got[i])));
+    }
+    // Sums of at most 256 terms, four products and a softmax a layer, two layers: about 2000 roundings of
+    // 2^-24 in the worst case, and some growth through the layers.
+    EXPECT_LT(error / largest, 2000 * 0x1p-24);
+    EXPECT_GT(largest, 1);
+  }
+}
+
+TEST(Executor, RefusesAGraphThatDoesNotFitItsConfig) {
+  TinyModel packed(model::PackType::int8);
+  auto& graph = const_cast<model::Graph&>(packed.graph());
+  std::get<model::HeadModule>(graph.modules.back()).head.n += 1;
+  const std::shared_ptr<const model::PackedModel> shared(&packed, [](const model::PackedModel*) {});
+  EXPECT_EQ(Executor::create(shared, options_of(1)).error().code, Code::data_loss);
+}
+
+}  // namespace
+}  // namespace millrace::engine

@@ -1,0 +1,294 @@
+// Test doubles of the engine's tests: a byte tokenizer, a tiny random model, and a fake step model. Tests
+// only.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/random.h"
+#include "engine/internal/engine_core.h"
+#include "engine/internal/step_model.h"
+#include "model/packed_model.h"
+
+namespace millrace::engine::testing {
+
+inline constexpr int kVocab = 320;
+inline constexpr TokenId kEos = 256;
+
+// Ids 0 to 255 are bytes, 256 is the special <eos>, the rest are two letters each.
+class ByteTokenizer final : public model::Tokenizer {
+ public:
+  ByteTokenizer() {
+    for (int id = 0; id < kVocab; ++id) {
+      if (id < 256) {
+        pieces_.emplace_back(1, static_cast<char>(id));
+      } else if (id == kEos) {
+        pieces_.emplace_back("<eos>");
+      } else {
+        pieces_.push_back({static_cast<char>('a' + id % 7), static_cast<char>('a' + id % 5)});
+      }
+    }
+    spec_.eos = kEos;
+    spec_.added.push_back({.id = kEos, .text = "<eos>", .special = true});
+  }
+  using Tokenizer::encode;
+  Expected<void> encode(std::string_view text, const model::EncodeOptions& options, size_t max_tokens,
+                        std::vector<TokenId>& out) const override {
+    while (!text.empty()) {
+      if (max_tokens > 0 && out.size() >= max_tokens) return fail(Code::out_of_range, "too many tokens");
+      const bool special = options.parse_special && text.starts_with("<eos>");
+      out.push_back(special ? kEos : static_cast<unsigned char>(text[0]));
+      text.remove_prefix(special ? 5 : 1);
+    }
+    return {};
+  }
+  std::string_view token_bytes(TokenId id) const override {
+    return id >= 0 && id < kVocab ? std::string_view(pieces_[static_cast<size_t>(id)]) : std::string_view();
+  }
+  bool is_special(TokenId id) const override { return id == kEos; }
+  TokenId id_of(std::string_view text) const override { return text == "<eos>" ? kEos : -1; }
+  int vocab_size() const override { return kVocab; }
+  const model::TokenizerSpec& spec() const override { return spec_; }
+
+ private:
+  std::vector<std::string> pieces_;
+  model::TokenizerSpec spec_;
+};
+
+// The same vocabulary as a spec that Tokenizer::create takes (bytes in GPT-2's alphabet).
+inline model::TokenizerSpec byte_spec() {
+  model::TokenizerSpec spec;
+  int extra = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool shown = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    const int code_point = shown ? byte : extra++;
+    std::string text;
+    if (code_point < 128) {
+      text += static_cast<char>(code_point);
+    } else {
+      text += static_cast<char>(0xC0 | code_point >> 6);
+      text += static_cast<char>(0x80 | (code_point & 63));
+    }
+    spec.tokens.push_back(text);
+  }
+  spec.tokens.emplace_back("<eos>");
+  for (int id = 257; id < kVocab; ++id) spec.tokens.push_back("zq" + std::to_string(id));
+  spec.added.push_back({.id = kEos, .text = "<eos>", .special = true});
+  spec.eos = kEos;
+  return spec;
+}
+
+struct TinySizes {
+  int layers = 2, hidden = 96, q_heads = 6, kv_heads = 3, head_dim = 32, ffn = 160;
+  int hadamard_block = 32;
+  bool qkv_bias = false, qk_norm = false;
+  int64_t max_position = 2048;
+};
+
+// A model with random weights, in memory; the INT8 and the float32 form come from the same floats.
+class TinyModel final : public model::PackedModel {
+ public:
+  explicit TinyModel(model::PackType type, TinySizes sizes = {}, uint32_t seed = 1)
+      : type_(type), random_(seed) {
+    config_.name = "tiny";
+    config_.vocab_size = kVocab;
+    config_.hidden_size = sizes.hidden;
+    config_.layers = sizes.layers;
+    config_.q_heads = sizes.q_heads;
+    config_.kv_heads = sizes.kv_heads;
+    config_.head_dim = sizes.head_dim;
+    config_.ffn_size = sizes.ffn;
+    config_.max_position = sizes.max_position;
+    config_.eos = {kEos};
+    spec_ = byte_spec();
+    const bool int8 = type == model::PackType::int8;
+    auto embedding = floats(size_t(kVocab) * size_t(sizes.hidden), 1.0f);
+    model::EmbedModule embed{.vocab = kVocab, .width = sizes.hidden};
+    if (int8) {
+      std::vector<uint16_t>& bits = bf16_.emplace_back();
+      for (const float value : embedding)
+        bits.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
+      embed.bf16 = bits.data();
+    } else {
+      embed.f32 = keep(std::move(embedding));
+    }
+    graph_.modules.emplace_back(embed);
+    const int q = sizes.q_heads * sizes.head_dim, kv = sizes.kv_heads * sizes.head_dim;
+    for (int layer = 0; layer < sizes.layers; ++layer) {
+      model::AttentionModule attention{.layer = layer};
+      attention.norm_gain = keep(floats(size_t(sizes.hidden), 0.2f, 1.0f));
+      attention.qkv = linear(q + 2 * kv, sizes.hidden);
+      if (sizes.qkv_bias) attention.qkv.bias = keep(floats(size_t(q + 2 * kv), 0.5f));
+      if (sizes.qk_norm) {
+        attention.q_norm_gain = keep(floats(size_t(sizes.head_dim), 0.3f, 1.0f));
+        attention.k_norm_gain = keep(floats(size_t(sizes.head_dim), 0.3f, 1.0f));
+      }
+      attention.o = linear(sizes.hidden, q);
+      graph_.modules.emplace_back(attention);
+      model::FfnModule ffn{.layer = layer};
+      ffn.norm_gain = keep(floats(size_t(sizes.hidden), 0.2f, 1.0f));
+      ffn.gate_up = linear(2 * sizes.ffn, sizes.hidden);
+      ffn.hadamard_block = int8 ? sizes.hadamard_block : 1;
+      ffn.down = linear(sizes.hidden, sizes.ffn);
+      graph_.modules.emplace_back(ffn);
+    }
+    model::HeadModule head;
+    head.norm_gain = keep(floats(size_t(sizes.hidden), 0.2f, 1.0f));
+    head.head = linear(kVocab, sizes.hidden);
+    graph_.modules.emplace_back(head);
+  }
+
+  const model::ModelConfig& config() const override { return config_; }
+  model::PackType type() const override { return type_; }
+  const model::Graph& graph() const override { return graph_; }
+  const model::TokenizerSpec& tokenizer_spec() const override { return spec_; }
+  const std::string& chat_template() const override { return template_; }
+  size_t size_bytes() const override { return 0; }
+  uint64_t fingerprint() const override { return 1; }
+  void advise_will_need() const override {}
+
+ private:
+  std::vector<float> floats(size_t count, float spread, float middle = 0) {
+    std::normal_distribution<float> normal(middle, spread);
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random_);
+    return values;
+  }
+  const float* keep(std::vector<float> values) { return kept_.emplace_back(std::move(values)).data(); }
+  model::Linear linear(int n, int k) {
+    auto weights = floats(size_t(n) * size_t(k), 1.5f / std::sqrt(static_cast<float>(k)));
+    model::Linear linear{.n = n, .k = k};
+    if (type_ == model::PackType::float32) {
+      linear.f32 = keep(std::move(weights));
+      return linear;
+    }
+    auto& tiles = buffers_.emplace_back(Buffer::allocate(kernels::weights_s8_tile_bytes(n, k)).value());
+    auto& scale = kept_.emplace_back(size_t(kernels::padded_n(n)));
+    auto& sum = sums_.emplace_back(size_t(kernels::padded_n(n)));
+    kernels::pack_s8(weights.data(), k, n, k, 0, n, tiles.as<int8_t>(), scale.data(), sum.data());
+    linear.s8 = {.tiles = tiles.as<int8_t>(), .scale = scale.data(), .sum = sum.data(), .n = n, .k = k};
+    return linear;
+  }
+
+  const model::PackType type_;
+  std::mt19937 random_;
+  model::ModelConfig config_;
+  model::Graph graph_;
+  model::TokenizerSpec spec_;
+  std::string template_;
+  std::vector<Buffer> buffers_;
+  std::vector<std::vector<float>> kept_;
+  std::vector<std::vector<int32_t>> sums_;
+  std::vector<std::vector<uint16_t>> bf16_;
+};
+
+// "Computes" by writing each token into its place in its page, and makes logits from a hash of all tokens
+// that the page table shows for a row. A page that is shared wrongly, freed early or skipped changes what it
+// says.
+class FakeModel final : public StepModel {
+ public:
+  static constexpr size_t kPageBytes = kernels::kPageTokens * sizeof(TokenId);
+  explicit FakeModel(int max_rows, int max_logit_rows)
+      : max_rows_(max_rows), max_logit_rows_(max_logit_rows), logits_(size_t(max_logit_rows) * kVocab) {}
+  int vocab_size() const override { return kVocab; }
+  int max_rows() const override { return max_rows_; }
+  int max_logit_rows() const override { return max_logit_rows_; }
+  int threads() const override { return 1; }
+  const float* logits(int index) const override { return logits_.data() + size_t(index) * kVocab; }
+  void parallel(int count, const std::function<void(int, int)>& f) override {
+    for (int index = 0; index < count; ++index) f(index, 0);
+  }
+  static void logits_of(std::span<const TokenId> tokens, float* out) {
+    const uint64_t key = hash64(std::as_bytes(tokens));
+    for (uint64_t i = 0; i < kVocab; ++i) out[i] = static_cast<float>(8 * uniform_at(key, i) - 4);
+  }
+  void run(const StepBatch& batch, std::byte* pool) override {
+    MR_CHECK(static_cast<int>(batch.tokens.size()) <= max_rows_, "too many rows");
+    MR_CHECK(static_cast<int>(batch.logit_rows.size()) <= max_logit_rows_, "too many logit rows");
+    rows += batch.tokens.size();
+    const auto slot = [&](const StepSegment& segment, int64_t position) {
+      const int32_t page = segment.pages[position / kernels::kPageTokens];
+      return reinterpret_cast<TokenId*>(pool + size_t(page) * kPageBytes) + position % kernels::kPageTokens;
+    };
+    for (const auto& segment : batch.segments)
+      for (int row = 0; row < segment.rows; ++row)
+        *slot(segment, segment.first_position + row) = batch.tokens[size_t(segment.row_begin + row)];
+    int index = 0;
+    for (const int32_t row : batch.logit_rows) {
+      for (const auto& segment : batch.segments) {
+        if (row < segment.row_begin || row >= segment.row_begin + segment.rows) continue;
+        std::vector<TokenId> seen;
+        for (int64_t p = 0; p <= segment.first_position + row - segment.row_begin; ++p)
+          seen.push_back(*slot(segment, p));
+        logits_of(seen, logits_.data() + size_t(index) * kVocab);
+      }
+      ++index;
+    }
+  }
+  uint64_t rows = 0;  // computed so far
+
+ private:
+  const int max_rows_, max_logit_rows_;
+  std::vector<float> logits_;
+};
+
+// What a request's events add up to.
+struct Reply {
+  std::vector<TokenId> tokens;
+  std::vector<TokenOut> outs;
+  std::string text;
+  FinishReason finish = FinishReason::none;
+  std::string stop_match;
+  TokenId stop_token = -1;
+  Status error;
+  int64_t prompt_tokens = -1, cached_tokens = -1;
+  std::vector<TokenId> prompt_ids;
+  std::vector<TokenOut> prompt_logprobs;
+  int events = 0, finishes = 0, announcements = 0;
+};
+class Replies {
+ public:
+  void take(std::span<GenerateEvent> events) {
+    for (auto& event : events) {
+      Reply& reply = replies_[event.id.value];
+      ++reply.events;
+      if (event.has_prompt) {
+        ++reply.announcements;
+        reply.prompt_tokens = event.prompt_tokens;
+        reply.cached_tokens = event.cached_tokens;
+        reply.prompt_ids = event.prompt_ids;
+        reply.prompt_logprobs = event.prompt_logprobs;
+      }
+      for (auto& token : event.tokens) {
+        reply.tokens.push_back(token.token);
+        reply.outs.push_back(token);
+      }
+      reply.text += event.text;
+      if (event.finish == FinishReason::none) continue;
+      ++reply.finishes;
+      reply.finish = event.finish;
+      reply.stop_match = event.stop_match;
+      reply.stop_token = event.stop_token;
+      reply.error = event.error;
+    }
+  }
+  Reply& operator[](uint64_t id) { return replies_[id]; }
+  size_t size() const { return replies_.size(); }
+
+ private:
+  std::map<uint64_t, Reply> replies_;
+};
+
+inline std::vector<TokenId> random_tokens(std::mt19937& random, size_t count) {
+  std::vector<TokenId> tokens(count);
+  for (TokenId& token : tokens) token = static_cast<TokenId>(random() % 256);
+  return tokens;
+}
+
+}  // namespace millrace::engine::testing
