@@ -6,42 +6,15 @@
 #include <cstring>
 #include <string>
 
+#include "model/fixtures/gguf_writer.h"
+
 namespace millrace::model {
 namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-// Writes GGUF the way the format says, for tests that then damage it.
-class Writer {
- public:
-  template <class T>
-  Writer& put(T value) {
-    bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
-    return *this;
-  }
-  Writer& text(std::string_view value) {
-    put<uint64_t>(value.size());
-    bytes.append(value);
-    return *this;
-  }
-  Writer& header(uint64_t tensors, uint64_t keys, uint32_t version = 3) {
-    return put<uint32_t>(0x46554747).put(version).put(tensors).put(keys);
-  }
-  Writer& pad(size_t alignment = 32) {
-    while (bytes.size() % alignment != 0) bytes.push_back('\0');
-    return *this;
-  }
-  Writer& tensor(std::string_view name, std::vector<uint64_t> shape, uint32_t type, uint64_t offset) {
-    text(name).put<uint32_t>(static_cast<uint32_t>(shape.size()));
-    for (const uint64_t size : shape) put(size);
-    return put(type).put(offset);
-  }
-  std::span<const std::byte> span() const {
-    return {reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()};
-  }
-  std::string bytes;
-};
+using Writer = fixtures::GgufWriter;
 
 Writer valid_file() {
   Writer file;

@@ -1,0 +1,322 @@
+// Packing: what is folded and rotated leaves the model as it was, both file formats give the same bytes, and
+// what is wrong with a checkpoint is refused by name.
+#include <fmt/core.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <thread>
+
+#include "base/file.h"
+#include "model/fixtures/float_forward.h"
+#include "model/fixtures/tiny_checkpoint.h"
+#include "model/internal/packed_layout.h"
+#include "model/packed_model.h"
+
+namespace millrace::model {
+namespace {
+
+using fixtures::tiny_checkpoint;
+using fixtures::tiny_config;
+using fixtures::TinyCheckpoint;
+using fixtures::TinyDtype;
+using testing::HasSubstr;
+
+constexpr TokenId kPrompt[] = {1, 200, 77, 31, 5, 256, 9, 130, 66, 12};
+
+class Pack : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder = std::filesystem::path(testing::TempDir()) /
+             fmt::format("millrace_pack_{}_{}", testing::UnitTest::GetInstance()->current_test_info()->name(),
+                         ::getpid());
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_directories(folder);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder); }
+
+  std::filesystem::path write(const TinyCheckpoint& checkpoint, TinyDtype dtype = TinyDtype::f32,
+                              int shards = 1) const {
+    const auto path = folder / "tiny";
+    std::filesystem::remove_all(path);
+    const auto written = fixtures::write_hugging_face(checkpoint, path, dtype, shards);
+    EXPECT_TRUE(written.has_value()) << (written ? "" : written.error().message);
+    return path;
+  }
+  std::shared_ptr<const PackedModel> pack(const std::filesystem::path& checkpoint, PackType type,
+                                          int threads = 1) const {
+    const auto path = folder / fmt::format("out.{}", static_cast<int>(type));
+    const auto packed = pack_checkpoint(checkpoint, path, {.type = type, .threads = threads, .progress = {}});
+    EXPECT_TRUE(packed.has_value()) << (packed ? "" : packed.error().message);
+    if (!packed) return nullptr;
+    auto model = PackedModel::open(path, {.verify_checksums = true});
+    EXPECT_TRUE(model.has_value()) << (model ? "" : model.error().message);
+    return model ? *model : nullptr;
+  }
+  std::string pack_error(const TinyCheckpoint& checkpoint, PackType type = PackType::int8) const {
+    const auto packed =
+        pack_checkpoint(write(checkpoint), folder / "bad", {.type = type, .threads = 1, .progress = {}});
+    EXPECT_FALSE(std::filesystem::exists(folder / "bad"));
+    return packed ? "" : packed.error().message;
+  }
+  std::filesystem::path folder;
+};
+
+// |a - b| / |b|
+double distance(const std::vector<double>& a, const std::vector<double>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+std::vector<ModelConfig> every_kind() {
+  std::vector<ModelConfig> configs = {tiny_config(Architecture::llama), tiny_config(Architecture::qwen2),
+                                      tiny_config(Architecture::qwen3)};
+  ModelConfig biased = tiny_config(Architecture::llama);
+  biased.qkv_bias = biased.o_bias = biased.mlp_bias = true;
+  biased.tied_embeddings = false;
+  configs.push_back(biased);
+  return configs;
+}
+
+// The INT8 form differs from the float form by the rounding of its weights alone (1/254 of a row's largest,
+// about 0.5 % of a weight's own size, and BF16 embeddings), since the forward pass here is in double. A fold
+// or a rotation that is missing on one side moves the logits by their own size.
+TEST_F(Pack, RotationAndFoldsLeaveTheModelAsItWas) {
+  for (const ModelConfig& config : every_kind()) {
+    const auto checkpoint = write(tiny_checkpoint(config, 7));
+    const auto plain = pack(checkpoint, PackType::float32), rotated = pack(checkpoint, PackType::int8);
+    ASSERT_TRUE(plain && rotated);
+    const auto expected = fixtures::float_forward(*plain, kPrompt),
+               got = fixtures::float_forward(*rotated, kPrompt);
+    const double off = distance(got, expected);
+    EXPECT_LT(off, 0.02) << architecture_name(config.architecture) << (config.mlp_bias ? " with biases" : "");
+    EXPECT_GT(off, 1e-5) << "the two forms are the same: nothing was quantised";
+    RecordProperty(std::string(architecture_name(config.architecture)), std::to_string(off));
+  }
+}
+
+TEST_F(Pack, GraphsNameTheirWeights) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::qwen3), 1));
+  const auto model = pack(checkpoint, PackType::int8);
+  ASSERT_TRUE(model);
+  ASSERT_EQ(model->graph().modules.size(), 6u);
+  const auto& embed = std::get<EmbedModule>(model->graph().modules[0]);
+  EXPECT_NE(embed.bf16, nullptr);
+  EXPECT_EQ(embed.vocab, 272);
+  const auto& attention = std::get<AttentionModule>(model->graph().modules[1]);
+  EXPECT_EQ(attention.norm_gain, nullptr);
+  EXPECT_NE(attention.q_norm_gain, nullptr);
+  EXPECT_EQ(attention.qkv.n, (4 + 2 + 2) * 32);
+  EXPECT_EQ(attention.qkv.k, 96);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(attention.qkv.s8.tiles) % 64, 0u);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(attention.qkv.s8.scale) % 64, 0u);
+  const auto& ffn = std::get<FfnModule>(model->graph().modules[4]);
+  EXPECT_EQ(ffn.layer, 1);
+  EXPECT_EQ(ffn.hadamard_block, 32);  // the largest power of two in 160
+  const auto& head = std::get<HeadModule>(model->graph().modules[5]);
+  EXPECT_EQ(head.head.n, 272);
+  EXPECT_EQ(model->config().name, "tiny");
+  EXPECT_EQ(model->config().eos, (std::vector<TokenId>{257, 256}));
+  EXPECT_THAT(model->chat_template(), HasSubstr("add_generation_prompt"));
+  EXPECT_EQ(model->tokenizer_spec().tokens.size() >= 256, true);
+}
+
+TEST_F(Pack, TiedHeadSharesTheEmbeddingInFloat) {
+  const auto model = pack(write(tiny_checkpoint(tiny_config(Architecture::llama), 1)), PackType::float32);
+  ASSERT_TRUE(model);
+  const auto& embed = std::get<EmbedModule>(model->graph().modules.front());
+  const auto& head = std::get<HeadModule>(model->graph().modules.back());
+  EXPECT_EQ(embed.f32, head.head.f32);
+  EXPECT_NE(head.norm_gain, nullptr);
+}
+
+std::map<std::string, uint64_t> weight_checksums(const std::filesystem::path& path) {
+  const auto bytes = read_file(path, 1 << 28);
+  PackedHeader header;
+  std::memcpy(&header, bytes->data(), sizeof header);
+  const auto directory =
+      directory_from_json(std::string_view(*bytes).substr(header.directory_offset, header.directory_bytes));
+  std::map<std::string, uint64_t> sums;
+  for (const Section& section : directory->sections)
+    if (section.name != "tokenizer") sums[section.name] = section.checksum;
+  return sums;
+}
+
+TEST_F(Pack, BothFormatsGiveTheSameBytes) {
+  for (const ModelConfig& config : every_kind()) {
+    const TinyCheckpoint checkpoint = tiny_checkpoint(config, 3);
+    const auto hugging_face = write(checkpoint, TinyDtype::f32, 3);
+    const auto gguf = folder / "tiny.gguf";
+    ASSERT_TRUE(fixtures::write_gguf(checkpoint, gguf).has_value());
+    for (const PackType type : {PackType::int8, PackType::float32}) {
+      ASSERT_TRUE(pack(hugging_face, type));
+      const auto path = folder / fmt::format("out.{}", static_cast<int>(type));
+      const auto expected = weight_checksums(path);
+      const auto from_gguf = pack(gguf, type, 2);
+      ASSERT_TRUE(from_gguf);
+      EXPECT_EQ(weight_checksums(path), expected) << architecture_name(config.architecture);
+      EXPECT_EQ(from_gguf->config().rms_norm_eps, config.rms_norm_eps);
+      EXPECT_EQ(from_gguf->config().qkv_bias, config.qkv_bias);
+    }
+  }
+}
+
+TEST_F(Pack, ThreadsDoNotChangeTheBytes) {
+  ModelConfig config = tiny_config(Architecture::llama);
+  config.vocab_size = 1500;  // several jobs, the last one ragged
+  const auto checkpoint = write(tiny_checkpoint(config, 5));
+  const auto one = pack(checkpoint, PackType::int8, 1);
+  const auto four = pack(checkpoint, PackType::int8, 4);
+  ASSERT_TRUE(one && four);
+  EXPECT_EQ(one->fingerprint(), four->fingerprint());
+}
+
+// Parts whose heights are no multiple of a tile (3 KV heads of 6 would be 18 rows) still pack, in float32.
+TEST_F(Pack, OddShapes) {
+  ModelConfig config = tiny_config(Architecture::llama);
+  config.hidden_size = 42;
+  config.q_heads = config.kv_heads = 3;
+  config.head_dim = 6;
+  config.ffn_size = 27;
+  config.vocab_size = 263;
+  const auto model = pack(write(tiny_checkpoint(config, 5)), PackType::float32);
+  ASSERT_TRUE(model);
+  config.head_dim = 32;
+  const auto rotated = pack(write(tiny_checkpoint(config, 5)), PackType::int8);
+  const auto plain = pack(folder / "tiny", PackType::float32);
+  ASSERT_TRUE(rotated && plain);
+  EXPECT_LT(distance(fixtures::float_forward(*rotated, kPrompt), fixtures::float_forward(*plain, kPrompt)),
+            0.02);
+}
+
+TEST_F(Pack, HalfPrecisionCheckpoints) {
+  const TinyCheckpoint checkpoint = tiny_checkpoint(tiny_config(Architecture::llama), 9);
+  const auto exact = pack(write(checkpoint), PackType::float32);
+  ASSERT_TRUE(exact);
+  const auto expected = fixtures::float_forward(*exact, kPrompt);
+  for (const TinyDtype dtype : {TinyDtype::f16, TinyDtype::bf16}) {
+    const auto half = pack(write(checkpoint, dtype, 2), PackType::float32);
+    ASSERT_TRUE(half);
+    const double off = distance(fixtures::float_forward(*half, kPrompt), expected);
+    EXPECT_LT(off, dtype == TinyDtype::f16 ? 0.005 : 0.04);
+    EXPECT_GT(off, 1e-6);
+  }
+}
+
+TEST_F(Pack, RefusesBadTensorsByName) {
+  const TinyCheckpoint good = tiny_checkpoint(tiny_config(Architecture::llama), 2);
+  const std::string o = "model.layers.1.self_attn.o_proj.weight";
+  TinyCheckpoint bad = good;
+  bad.tensors.erase(o);
+  EXPECT_THAT(pack_error(bad), HasSubstr("no tensor \"" + o + "\" (expected shape [96, 128])"));
+  bad = good;
+  bad.tensors["model.layers.0.mlp.router.weight"] = {{4, 96}, std::vector<float>(384)};
+  EXPECT_THAT(pack_error(bad), HasSubstr("model.layers.0.mlp.router.weight"));
+  bad = good;
+  bad.tensors[o].shape = {128, 96};
+  EXPECT_THAT(pack_error(bad), HasSubstr("has shape [128, 96]; the config asks for [96, 128]"));
+  for (const float value :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    bad = good;
+    bad.tensors[o].values[3 * 128 + 5] = value;
+    EXPECT_THAT(pack_error(bad), HasSubstr("at row 3, column 5"));
+    EXPECT_THAT(pack_error(bad, PackType::float32), HasSubstr(o));
+    bad = good;
+    bad.tensors["model.norm.weight"].values[1] = value;
+    EXPECT_THAT(pack_error(bad), HasSubstr("model.norm.weight"));
+  }
+  bad = good;
+  bad.config.tied_embeddings = false;
+  EXPECT_THAT(pack_error(bad), HasSubstr("lm_head.weight"));
+  bad = good;
+  bad.config.head_dim = 16;
+  EXPECT_THAT(pack_error(bad), HasSubstr("the config asks for [64, 96]"));
+}
+
+TEST_F(Pack, IgnoresWhatCarriesNothing) {
+  TinyCheckpoint checkpoint = tiny_checkpoint(tiny_config(Architecture::llama), 2);
+  checkpoint.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = {{16}, std::vector<float>(16, 1.0f)};
+  checkpoint.tensors["lm_head.weight"] = {{272, 96}, std::vector<float>(272 * 96, 1.0f)};
+  EXPECT_TRUE(pack(write(checkpoint), PackType::int8));
+}
+
+TEST_F(Pack, RefusesHeadsTheKernelsCannotDo) {
+  ModelConfig config = tiny_config(Architecture::llama);
+  config.head_dim = 24;
+  EXPECT_THAT(pack_error(tiny_checkpoint(config, 2)), HasSubstr("head_dim is 24"));
+}
+
+TEST_F(Pack, NamesFollowTheCheckpoint) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
+  const auto name = packed_file_name(checkpoint, PackType::int8);
+  ASSERT_TRUE(name.has_value());
+  EXPECT_THAT(*name, testing::MatchesRegex("tiny-[0-9a-f]{16}\\.int8\\.mrpack"));
+  EXPECT_EQ(*packed_file_name(checkpoint, PackType::int8), *name);
+  EXPECT_NE(*packed_file_name(checkpoint, PackType::float32), *name);
+  std::ofstream(checkpoint / "config.json", std::ios::app) << " ";
+  EXPECT_NE(*packed_file_name(checkpoint, PackType::int8), *name);
+  EXPECT_FALSE(packed_file_name(folder / "nothing", PackType::int8).has_value());
+}
+
+TEST_F(Pack, ReportsProgress) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
+  std::vector<double> fractions;
+  const auto packed =
+      pack_checkpoint(checkpoint, folder / "out",
+                      {.type = PackType::int8, .threads = 2, .progress = [&](double f, std::string_view) {
+                         fractions.push_back(f);
+                       }});
+  ASSERT_TRUE(packed.has_value());
+  EXPECT_TRUE(std::ranges::is_sorted(fractions));
+  EXPECT_DOUBLE_EQ(fractions.back(), 1.0);
+}
+
+TEST_F(Pack, TwoAtOnceBothSucceed) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
+  const auto run = [&] {
+    for (int i = 0; i < 10; ++i) {
+      EXPECT_TRUE(
+          pack_checkpoint(checkpoint, folder / "out", {.type = PackType::int8, .threads = 1, .progress = {}})
+              .has_value());
+      EXPECT_TRUE(PackedModel::open(folder / "out", {.verify_checksums = true}).has_value());
+    }
+  };
+  std::jthread other(run);
+  run();
+  other.join();
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}),
+            2);  // the checkpoint and one packed file
+}
+
+TEST_F(Pack, AKilledPackLeavesNoFileUnderTheName) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    (void)pack_checkpoint(checkpoint, folder / "out",
+                          {.type = PackType::int8, .threads = 1, .progress = [](double f, std::string_view) {
+                             if (f > 0.5) ::raise(SIGKILL);
+                           }});
+    ::_exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  EXPECT_FALSE(std::filesystem::exists(folder / "out"));
+  EXPECT_TRUE(pack(checkpoint, PackType::int8));
+}
+
+}  // namespace
+}  // namespace millrace::model
