@@ -41,7 +41,11 @@ struct Options {
   int threads = 0;
   std::vector<int> m = {1, 8, 32, 64, 256, 512};
   double seconds = 0.3;
-  int row_panel = 0;  // rows of one call above 32 rows; 0: all of a thread's rows
+  int row_panel = 0;         // rows of one call where rows are split; 0: all of a thread's rows
+  int split_rows_from = 65;  // split by columns under this many rows, by rows from it
+  bool reuse_out =
+      false;         // every row panel of a thread writes the same place, as a fused consumer would have it
+  bool hot = false;  // the same weights in every call
 };
 
 // Everything that a run over shapes shares: 1 GiB of weights, and activations and outputs for the largest of
@@ -66,7 +70,7 @@ class Bench {
         w_scale(static_cast<size_t>(shape.n), 0.01f);
     const std::vector<int32_t> sum(static_cast<size_t>(shape.n));
     const size_t matrix_bytes = weights_s8_tile_bytes(shape.n, shape.k);
-    const size_t copies = std::max<size_t>(1, kGiB / matrix_bytes);
+    const size_t copies = options.hot ? 1 : std::max<size_t>(1, kGiB / matrix_bytes);
 
     double best = 1e30, total = 0;
     int64_t calls = 0;
@@ -88,7 +92,7 @@ class Bench {
                           .n_end = shape.n,
                           .out = out.as<float>(),
                           .out_stride = out_stride};
-          share(args, thread, options.row_panel);
+          share(args, thread, options);
         });
       }
       const double seconds = (monotonic_s() - start) / batch;
@@ -105,9 +109,9 @@ class Bench {
   }
 
  private:
-  void share(GemmS8Args args, int thread, int row_panel) const {
+  void share(GemmS8Args args, int thread, const Options& options) const {
     const int threads = team_.size();
-    if (args.m <= 32) {
+    if (args.m < options.split_rows_from) {
       const int blocks = args.n_end / kGemmNBlock;
       args.n_begin = blocks * thread / threads * kGemmNBlock;
       args.n_end = blocks * (thread + 1) / threads * kGemmNBlock;
@@ -116,12 +120,12 @@ class Bench {
     const int groups = args.m / 32;
     const int begin = groups * thread / threads * 32,
               end = thread + 1 == threads ? args.m : groups * (thread + 1) / threads * 32;
-    const int step = row_panel > 0 ? row_panel : end - begin;
+    const int step = options.row_panel > 0 ? options.row_panel : end - begin;
     for (int row = begin; row < end; row += step) {
       GemmS8Args part = args;
       part.a += row * args.a_stride;
       part.a_scale += row;
-      part.out += row * args.out_stride;
+      part.out += (options.reuse_out ? begin : row) * args.out_stride;
       part.m = std::min(step, end - row);
       gemm_s8_at(isa_, part);
     }
@@ -166,6 +170,9 @@ int main(int argc, char** argv) {
   app.add_option("--shape", options.shape, "only shapes whose name contains this");
   app.add_option("--seconds", options.seconds, "per line");
   app.add_option("--row-panel", options.row_panel, "rows of one call above 32 rows (0: all of a thread's)");
+  app.add_option("--split-rows-from", options.split_rows_from, "row count from which threads split rows");
+  app.add_flag("--reuse-out", options.reuse_out, "row panels of a thread share their output's place");
+  app.add_flag("--hot", options.hot, "use the same weights in every call, so that caches hold what they can");
   CLI11_PARSE(app, argc, argv);
   return millrace::kernels::run(options);
 }

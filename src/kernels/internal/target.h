@@ -20,6 +20,11 @@
   MR_PRAGMA(clang attribute push(__attribute__((target(list))), apply_to = function))
 #define MR_END_TARGET MR_PRAGMA(clang attribute pop)
 #else
-#define MR_BEGIN_TARGET(list) MR_PRAGMA(GCC push_options) MR_PRAGMA(GCC target(list))
-#define MR_END_TARGET MR_PRAGMA(GCC pop_options)
+// GCC 12 warns of its own intrinsics: their "undefined" operands are initialised with themselves.
+#define MR_BEGIN_TARGET(list)                               \
+  MR_PRAGMA(GCC diagnostic push)                            \
+  MR_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
+  MR_PRAGMA(GCC diagnostic ignored "-Wuninitialized")       \
+  MR_PRAGMA(GCC push_options) MR_PRAGMA(GCC target(list))
+#define MR_END_TARGET MR_PRAGMA(GCC pop_options) MR_PRAGMA(GCC diagnostic pop)
 #endif

@@ -1,0 +1,255 @@
+// INT8 GEMM on the matrix unit: C tiles of 16 x 16 int32, A tiles of 16 rows x 64 bytes, B tiles straight
+// from the packed weights.
+//
+// The unit finishes a product of two tiles in 16 cycles, so feeding it is the work:
+//   * 2 x 2 tiles of C share two A and two B loads per four products, and give four independent sums, which
+//   hides
+//     the product's latency of 52 cycles.
+//   * A panel of 32 rows x depth bytes stays in L1 while B streams from L2 (32 bytes a cycle, about half of
+//   what L2
+//     gives); a chunk of B stays in L2 while all panels pass over it, so memory sees the weights once. The
+//     lines of the next chunk are fetched meanwhile, a share per step.
+//   * The epilogue of one 32 x 32 block runs between the products of the next: it needs the vector units,
+//   which the
+//     products leave idle.
+// Sums are exact integers, so none of these choices can change a bit.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/internal/amx_config.h"
+#include "kernels/internal/gemm_levels.h"
+#include "kernels/internal/target.h"
+
+MR_BEGIN_TARGET(MR_TARGET_AMX)
+
+namespace millrace::kernels::internal {
+namespace {
+
+constexpr int64_t kTileBytes = 1024;
+constexpr int kBlock = 32;                  // rows and columns of a block of C: two tiles each way
+constexpr int64_t kDepthMax = 10;           // tiles of k in an A panel: 32 x 64 x 10 = 20 KiB of an L1 of 48
+constexpr int64_t kChunkBytes = 768 << 10;  // of B, in an L2 of 2 MiB beside A and the output
+constexpr int64_t kChunkBlocks = 16;        // bounds the sums kept between depths: 16 x 4 KiB
+constexpr int64_t kFetchAhead = 8 << 10;    // bytes, on the first pass over B
+
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A finished block of sums waiting for its epilogue: rows of 32 int32, two vectors each.
+struct Pending {
+  const int32_t* sums = nullptr;
+  const float* a_scale = nullptr;
+  const float* w_scale = nullptr;
+  const float* bias = nullptr;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int row = 0, rows = 0;
+  bool accumulate = false;
+  __mmask16 mask[2] = {};
+};
+
+// Writes the next `count` rows of the block.
+inline __attribute__((always_inline)) void drain(Pending& p, int count) {
+  const int end = p.row + count < p.rows ? p.row + count : p.rows;
+  for (; p.row < end; ++p.row) {
+    const __m512 a_scale = _mm512_set1_ps(p.a_scale[p.row]);
+    float* out = p.out + p.row * p.out_stride;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __mmask16 mask = p.mask[half];
+      __m512 y = _mm512_cvtepi32_ps(_mm512_load_si512(p.sums + p.row * kBlock + half * 16));
+      y = _mm512_mul_ps(_mm512_mul_ps(y, a_scale), _mm512_maskz_loadu_ps(mask, p.w_scale + half * 16));
+      if (p.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, p.bias + half * 16));
+      if (p.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out + half * 16), y);
+      _mm512_mask_storeu_ps(out + half * 16, mask, y);
+    }
+  }
+}
+
+// Brings lines of B into L2 before they are needed, some per step.
+struct Fetch {
+  const char* next = nullptr;
+  const char* end = nullptr;
+  int lines = 0;  // a step, a multiple of 4
+};
+
+inline __attribute__((always_inline)) void fetch_some(Fetch& f) {
+  if (f.next >= f.end) return;
+  for (int line = 0; line < f.lines; line += 4) {
+    _mm_prefetch(f.next + line * 64, _MM_HINT_T1);
+    _mm_prefetch(f.next + line * 64 + 64, _MM_HINT_T1);
+    _mm_prefetch(f.next + line * 64 + 128, _MM_HINT_T1);
+    _mm_prefetch(f.next + line * 64 + 192, _MM_HINT_T1);
+  }
+  f.next += f.lines * 64;
+}
+
+struct Operands {
+  const int8_t* a = nullptr;  // the panel's first A tile at this depth
+  int64_t a_stride = 0;
+  const int8_t* b = nullptr;  // the block's first B tile at this depth
+  int64_t b_next = 0;         // bytes to the second column of B tiles
+  int64_t tiles = 0;          // of k
+};
+
+// sums (32 x 32) = or += A * B; the pending block's epilogue and the fetching run in between.
+template <bool kTwoRows, bool kTwoColumns>
+void multiply(const Operands& s, bool add, int32_t* sums, Pending& pending, Fetch& fetch) {
+  constexpr int64_t kSumsStride = kBlock * 4;
+  int32_t* const lower = sums + 16 * kBlock;
+  if (add) {
+    _tile_loadd(0, sums, kSumsStride);
+    if (kTwoColumns) _tile_loadd(1, sums + 16, kSumsStride);
+    if (kTwoRows) _tile_loadd(2, lower, kSumsStride);
+    if (kTwoRows && kTwoColumns) _tile_loadd(3, lower + 16, kSumsStride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const int share = static_cast<int>(ceil_div64(pending.rows, s.tiles));
+  const int8_t* a0 = s.a;
+  const int8_t* a1 = s.a + 16 * s.a_stride;
+  const int8_t* b0 = s.b;
+  const int8_t* b1 = s.b + s.b_next;
+  for (int64_t tile = 0; tile < s.tiles; ++tile) {
+    _tile_loadd(6, b0, 64);
+    _tile_loadd(4, a0, s.a_stride);
+    _tile_dpbssd(0, 4, 6);
+    if (kTwoRows) {
+      _tile_loadd(5, a1, s.a_stride);
+      _tile_dpbssd(2, 5, 6);
+    }
+    if (kTwoColumns) {
+      _tile_loadd(7, b1, 64);
+      _tile_dpbssd(1, 4, 7);
+      if (kTwoRows) _tile_dpbssd(3, 5, 7);
+    }
+    fetch_some(fetch);
+    drain(pending, share);
+    a0 += kGemmKBlock;
+    a1 += kGemmKBlock;
+    b0 += kTileBytes;
+    b1 += kTileBytes;
+  }
+  drain(pending, kBlock);
+  _tile_stored(0, sums, kSumsStride);
+  if (kTwoColumns) _tile_stored(1, sums + 16, kSumsStride);
+  if (kTwoRows) _tile_stored(2, lower, kSumsStride);
+  if (kTwoRows && kTwoColumns) _tile_stored(3, lower + 16, kSumsStride);
+}
+
+inline __mmask16 column_mask(int columns) {
+  return columns >= 16 ? 0xffff : columns <= 0 ? 0 : static_cast<__mmask16>((1u << columns) - 1);
+}
+
+class Gemm {
+ public:
+  explicit Gemm(const GemmS8Args& args)
+      : args_(args),
+        w_(*args.w),
+        k_tiles_(padded_k(w_.k) / kGemmKBlock),
+        column_bytes_(k_tiles_ * kTileBytes),
+        depths_(ceil_div64(k_tiles_, kDepthMax)),
+        columns_(static_cast<int>(min64(args.n_end, padded_n(w_.n)))) {}
+
+  void run() {
+    // A single panel uses B once: short chunks then keep a deep product's sums in L1.
+    const int64_t panels = ceil_div64(args_.m, kBlock);
+    const int64_t chunk_blocks = max64(1, min64(kChunkBlocks, kChunkBytes / (2 * column_bytes_)));
+    const int64_t chunk = chunk_blocks * kBlock;
+    for (int64_t n = args_.n_begin; n < columns_; n += chunk) {
+      const int64_t end = min64(n + chunk, columns_);
+      if (n == args_.n_begin || panels == 1) {
+        fetch_ = {tile_bytes(n) + kFetchAhead, tile_bytes(end) + kFetchAhead, 32};
+      } else {
+        set_fetch(end, chunk, panels);
+      }
+      for (int64_t row = 0; row < args_.m; row += kBlock) {
+        if (row == kBlock && n == args_.n_begin) set_fetch(end, chunk, panels - 1);
+        panel(row, n, end);
+      }
+    }
+    drain(pending_, kBlock);
+  }
+
+ private:
+  const char* tile_bytes(int64_t column) const {
+    return reinterpret_cast<const char*>(w_.tiles + column / kGemmNBlock * column_bytes_);
+  }
+
+  // Spreads the chunk that starts at column `n` over the steps of `panels` panels.
+  void set_fetch(int64_t n, int64_t chunk, int64_t panels) {
+    const int64_t end = min64(n + chunk, columns_);
+    fetch_ = {tile_bytes(n), n < end ? tile_bytes(end) : tile_bytes(n),
+              static_cast<int>(ceil_div64(8, panels) * 4)};
+  }
+
+  void panel(int64_t row, int64_t n_begin, int64_t n_end) {
+    const bool two_rows = args_.m - row > 16;
+    for (int64_t depth = 0; depth < depths_; ++depth) {
+      const int64_t first = k_tiles_ * depth / depths_, last = k_tiles_ * (depth + 1) / depths_;
+      Operands s{.a = args_.a + row * args_.a_stride + first * kGemmKBlock,
+                 .a_stride = args_.a_stride,
+                 .b_next = column_bytes_,
+                 .tiles = last - first};
+      for (int64_t n = n_begin; n < n_end; n += kBlock) {
+        const bool two_columns = n_end - n > 16;
+        const int64_t slot = depths_ > 1 ? (n - n_begin) / kBlock : (n / kBlock) % 2;
+        int32_t* sums = sums_ + slot * kBlock * kBlock;
+        s.b = w_.tiles + n / kGemmNBlock * column_bytes_ + first * kTileBytes;
+        // A pending block of this very slot must leave before its sums are overwritten: multiply() drains
+        // first.
+        if (two_rows && two_columns) {
+          multiply<true, true>(s, depth > 0, sums, pending_, fetch_);
+        } else if (two_rows) {
+          multiply<true, false>(s, depth > 0, sums, pending_, fetch_);
+        } else if (two_columns) {
+          multiply<false, true>(s, depth > 0, sums, pending_, fetch_);
+        } else {
+          multiply<false, false>(s, depth > 0, sums, pending_, fetch_);
+        }
+        if (depth + 1 == depths_) set_pending(row, n, sums);
+      }
+    }
+  }
+
+  void set_pending(int64_t row, int64_t n, const int32_t* sums) {
+    pending_.sums = sums;
+    pending_.a_scale = args_.a_scale + row;
+    pending_.w_scale = w_.scale + n;
+    pending_.bias = args_.bias != nullptr ? args_.bias + n : nullptr;
+    pending_.out = args_.out + row * args_.out_stride + n;
+    pending_.out_stride = args_.out_stride;
+    pending_.row = 0;
+    pending_.rows = static_cast<int>(min64(kBlock, args_.m - row));
+    pending_.accumulate = args_.accumulate;
+    const int left = static_cast<int>(min64(columns_, w_.n) - n);
+    pending_.mask[0] = column_mask(left);
+    pending_.mask[1] = column_mask(left - 16);
+  }
+
+  const GemmS8Args& args_;
+  const WeightsS8& w_;
+  const int64_t k_tiles_, column_bytes_, depths_;
+  const int columns_;
+  Pending pending_;
+  Fetch fetch_;
+  alignas(64)
+      int32_t sums_[kChunkBlocks * kBlock * kBlock];  // left unset: every block is stored before it is read
+};
+
+}  // namespace
+
+void gemm_s8_amx(const GemmS8Args& args) {
+  _tile_loadconfig(&kAmxConfig);
+  Gemm(args).run();
+  _tile_release();
+}
+
+}  // namespace millrace::kernels::internal
+
+MR_END_TARGET
