@@ -18,10 +18,14 @@ using GemmF32Fn = void(const GemmF32Args&);
 
 GemmS8Fn* s8_of(Isa isa) {
   switch (isa) {
-    case Isa::amx: return internal::gemm_s8_amx;
-    case Isa::avx512: return internal::gemm_s8_scalar;
-    case Isa::avx2: return internal::gemm_s8_scalar;
-    case Isa::scalar: break;
+    case Isa::amx:
+      return internal::gemm_s8_amx;
+    case Isa::avx512:
+      return internal::gemm_s8_avx512;
+    case Isa::avx2:
+      return internal::gemm_s8_avx2;
+    case Isa::scalar:
+      break;
   }
   return internal::gemm_s8_scalar;
 }
@@ -29,9 +33,12 @@ GemmS8Fn* s8_of(Isa isa) {
 GemmF32Fn* f32_of(Isa isa) {
   switch (isa) {
     case Isa::amx:
-    case Isa::avx512: return internal::gemm_f32_scalar;
-    case Isa::avx2: return internal::gemm_f32_scalar;
-    case Isa::scalar: break;
+    case Isa::avx512:
+      return internal::gemm_f32_avx512;
+    case Isa::avx2:
+      return internal::gemm_f32_avx2;
+    case Isa::scalar:
+      break;
   }
   return internal::gemm_f32_scalar;
 }
