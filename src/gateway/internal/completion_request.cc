@@ -17,7 +17,7 @@ Expected<engine::Prompt> text_prompt(const json::string& text, const Fields& fie
   prompt.add_special = MR_TRY(fields.boolean("add_special_tokens", true));
   // A raw prompt is the whole of what the model sees, so special tokens written in it are meant as such.
   const bool parse_special = MR_TRY(fields.boolean("parse_special_tokens", true));
-  if (text.empty() && !(prompt.add_special && model.tokenizer->spec().add_bos))
+  if (text.empty() && !(prompt.add_special && !model.tokenizer->spec().prefix.empty()))
     return invalid("'prompt' is empty; it must make at least one token", "prompt");
   prompt.text.push_back({std::string(text.data(), text.size()), parse_special});
   return prompt;
