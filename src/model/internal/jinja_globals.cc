@@ -206,7 +206,8 @@ std::optional<Value> find_global(std::string_view name) {
 Value make_namespace(Interpreter& interpreter, Args args) {
   spend(4);  // each is kept to the end of the render
   const auto space = std::make_shared<NamespaceObject>();
-  for (auto& [key, value] : dict_from("namespace", args)->items) space->attributes.set(key, value);
+  const auto initial = dict_from("namespace", args);
+  for (const auto& [key, value] : initial->items) space->attributes.set(key, value);
   interpreter.keep_until_end(space);
   return Value::host(space);
 }
