@@ -28,6 +28,7 @@ class Server final : public HttpServer {
     api_.model = std::make_shared<const ServedModel>(std::move(model));
     api_.generator = std::move(generator);
     api_.metrics = Metrics::create(name, options_.vllm_metric_names);
+    api_.ping_interval_s = options_.ping_interval_s;
     api_.draining = [this] { return front_->draining(); };
   }
 

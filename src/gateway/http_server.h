@@ -35,6 +35,8 @@ struct HttpOptions {
   size_t max_body_bytes = size_t{16} << 20;
   double header_timeout_s = 15, body_timeout_s = 60, idle_timeout_s = 120, write_timeout_s = 60;
   double drain_timeout_s = 30;
+  double ping_interval_s =
+      5;  // a stream that has nothing to send gets a comment, so that proxies keep it open
   bool vllm_metric_names = true;          // vllm:* beside millrace_*
   std::vector<std::string> cors_origins;  // web origins whose scripts may call; "*": all; empty: none
   int send_buffer_bytes =

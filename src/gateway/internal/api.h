@@ -19,6 +19,7 @@ struct Api {  // what endpoints may use; immutable once serving
   std::shared_ptr<Generator> generator;
   std::shared_ptr<Metrics> metrics;
   std::function<bool()> draining;
+  double ping_interval_s = 5;
 };
 
 // An endpoint answers its exchange, now or later. Those with a body run on a worker thread, the others on the

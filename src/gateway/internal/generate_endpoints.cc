@@ -28,7 +28,7 @@ void generate(const Api& api, const std::shared_ptr<Exchange>& exchange,
   auto body = request_json(exchange->request());
   auto plan = body ? make_plan(*body, *api.model) : std::unexpected(std::move(body).error());
   if (!plan) return exchange->respond(error_response(plan.error()));
-  start_generation(exchange, std::move(*plan), api.model, api.generator, api.metrics);
+  start_generation(exchange, std::move(*plan), api.model, api.generator, api.metrics, api.ping_interval_s);
 }
 
 std::string token_as_stored(const model::TokenizerSpec& spec, TokenId id) {

@@ -67,12 +67,13 @@ class GenerationReply : public std::enable_shared_from_this<GenerationReply> {
  public:
   GenerationReply(std::shared_ptr<Exchange> exchange, GenerationPlan plan,
                   std::shared_ptr<const ServedModel> model, std::shared_ptr<Generator> generator,
-                  std::shared_ptr<Metrics> metrics)
+                  std::shared_ptr<Metrics> metrics, double ping_interval_s)
       : exchange_(std::move(exchange)),
         plan_(std::move(plan)),
         model_(std::move(model)),
         generator_(std::move(generator)),
         metrics_(std::move(metrics)),
+        ping_interval_s_(ping_interval_s),
         choices_(plan_.requests.size()) {
     head_ = {.chat = plan_.chat,
              .id = fmt::format("{}{:016x}{:016x}", plan_.chat ? "chatcmpl-" : "cmpl-", random_seed(),
@@ -113,6 +114,7 @@ class GenerationReply : public std::enable_shared_from_this<GenerationReply> {
   const std::shared_ptr<const ServedModel> model_;
   const std::shared_ptr<Generator> generator_;
   const std::shared_ptr<Metrics> metrics_;
+  const double ping_interval_s_;
   ReplyHead head_;
   std::vector<TokenId> stop_ids_;
   bool include_stop_ = false;
@@ -161,23 +163,18 @@ void GenerationReply::start() {
   }
 }
 
+// The exchange's callbacks own the reply until the exchange ends: the generator forgets it after the last
+// event, which a slow reader has yet to be sent.
 void GenerationReply::arm() {
-  exchange_->on_disconnect([weak = weak_from_this()] {
-    const auto self = weak.lock();
-    if (!self || self->closed_) return;
-    self->closed_ = true;
+  exchange_->on_disconnect([self = shared_from_this()] {
+    if (std::exchange(self->closed_, true)) return;
     self->cancel_all();
   });
   if (!plan_.stream) return;
-  exchange_->on_drained([weak = weak_from_this()] {
-    const auto self = weak.lock();
-    if (!self || !self->paused_) return;
-    self->paused_ = false;
-    self->pump();
+  exchange_->on_drained([self = shared_from_this()] {
+    if (std::exchange(self->paused_, false)) self->pump();
   });
-  exchange_->call_after(kPingSeconds, [weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->ping();
-  });
+  exchange_->call_after(ping_interval_s_, [self = shared_from_this()] { self->ping(); });
 }
 
 void GenerationReply::ping() {
@@ -187,9 +184,7 @@ void GenerationReply::ping() {
     exchange_->write(": ping\n\n");
   }
   quiet_ = true;
-  exchange_->call_after(kPingSeconds, [weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->ping();
-  });
+  exchange_->call_after(ping_interval_s_, [self = shared_from_this()] { self->ping(); });
 }
 
 // On the generator's thread.
@@ -477,9 +472,9 @@ void GenerationReply::fail(const Status& status) {
 
 void start_generation(std::shared_ptr<Exchange> exchange, GenerationPlan plan,
                       std::shared_ptr<const ServedModel> model, std::shared_ptr<Generator> generator,
-                      std::shared_ptr<Metrics> metrics) {
+                      std::shared_ptr<Metrics> metrics, double ping_interval_s) {
   std::make_shared<GenerationReply>(std::move(exchange), std::move(plan), std::move(model),
-                                    std::move(generator), std::move(metrics))
+                                    std::move(generator), std::move(metrics), ping_interval_s)
       ->start();
 }
 

@@ -19,11 +19,9 @@
 
 namespace millrace::gateway {
 
-inline constexpr double kPingSeconds = 5;
-
 // From any thread. Starts every choice, or answers with the refusal of the first that is refused.
 void start_generation(std::shared_ptr<Exchange> exchange, GenerationPlan plan,
                       std::shared_ptr<const ServedModel> model, std::shared_ptr<Generator> generator,
-                      std::shared_ptr<Metrics> metrics);
+                      std::shared_ptr<Metrics> metrics, double ping_interval_s);
 
 }  // namespace millrace::gateway

@@ -139,6 +139,7 @@ asio::awaitable<void> Connection::serve() {
   gone();
   if (exchange_) exchange_->detach();
   exchange_.reset();
+  for (asio::steady_timer* timer : {&deadline_, &exchange_timer_, &watch_timer_}) timer->cancel();
   error_code ignored;
   socket_.shutdown(tcp::socket::shutdown_both, ignored);
   socket_.close(ignored);

@@ -62,7 +62,8 @@ class Exchange {
   // formatting above kStreamHighWaterBytes and go on when on_drained is called.
   virtual size_t buffered_bytes() const = 0;
 
-  // At most one of each; replaced by a later call, dropped when the exchange ends.
+  // At most one of each; replaced by a later call, dropped when the exchange ends (so they may own what owns
+  // the exchange).
   virtual void on_disconnect(
       std::function<void()> f) = 0;  // the client has gone (called at once if it already has)
   virtual void on_drained(
