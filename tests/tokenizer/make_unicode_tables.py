@@ -4,10 +4,14 @@ The package's split patterns run in a bundled Oniguruma, its Digits in Rust's ta
 Unicode version of its own. Ids can only be equal to the package's if the classes are, so they are asked of the package
 itself, one code point at a time. Run with the package of tests/requirements.txt:
 
-    python3 tests/tokenizer/make_unicode_tables.py > src/model/internal/unicode_tables.inc
+    python3 tests/tokenizer/make_unicode_tables.py src/model/internal
+
+It needs a Python whose unicodedata is at Unicode 14 (3.11), since it also writes unicode_since_14.inc: what PCRE2 10.42
+does not know yet.
 """
 
 import ctypes
+import pathlib
 import sys
 import unicodedata
 
@@ -76,33 +80,51 @@ def canonical_sets():
     return canonical - barrier, barrier
 
 
-def main():
-    masks = dict.fromkeys(CODE_POINTS, 0)
-    numbers = matching(r"\p{N}")
-    canonical, barrier = canonical_sets()
-    for bit, members in [(LETTER, matching(r"\p{L}")), (NUMBER, numbers), (MARK, matching(r"\p{M}")),
-                         (PUNCTUATION, matching(r"\p{P}")), (SYMBOL, matching(r"\p{S}")), (SPACE, matching(r"\s")),
-                         (CANONICAL, canonical), (BARRIER, barrier)]:
-        for c in members:
-            masks[c] |= bit
+def runs_of(masks):
     runs = []
-    for c in CODE_POINTS:
+    for c in sorted(masks):
         if runs and runs[-1][1] == c - 1 and runs[-1][2] == masks[c]:
             runs[-1][1] = c
         else:
             runs.append([c, c, masks[c]])
-    runs = [run for run in runs if run[2]]
-    print(f"// Made by tests/tokenizer/make_unicode_tables.py from tokenizers {__version__}. {{first, last, classes}}.")
+    return [run for run in runs if run[2]]
+
+
+def write(path, masks):
+    lines = [f"// Made by tests/tokenizer/make_unicode_tables.py from tokenizers {__version__}. {{first, last, classes}}."]
     line = ""
-    for first, last, mask in runs:
+    for first, last, mask in runs_of(masks):
         item = f"{{0x{first:X},0x{last:X},{mask}}},"
         if len(line) + len(item) > 118:
-            print(line)
+            lines.append(line)
             line = ""
         line += item
-    print(line)
+    path.write_text("\n".join([*lines, line]) + "\n")
+
+
+def main():
+    assert unicodedata.unidata_version == "14.0.0"
+    folder = pathlib.Path(sys.argv[1])
+    masks = dict.fromkeys(CODE_POINTS, 0)
+    newer = dict.fromkeys(CODE_POINTS, 0)
+    canonical, barrier = canonical_sets()
+    numbers = matching(r"\p{N}")
+    categories = [("L", LETTER, matching(r"\p{L}")), ("N", NUMBER, numbers), ("M", MARK, matching(r"\p{M}")),
+                  ("P", PUNCTUATION, matching(r"\p{P}")), ("S", SYMBOL, matching(r"\p{S}"))]
+    for name, bit, members in categories:
+        for c in members:
+            masks[c] |= bit
+            if unicodedata.category(chr(c))[0] != name:
+                newer[c] |= bit
+        # The translation of patterns can add to a class, not take away.
+        assert all(c in members for c in CODE_POINTS if unicodedata.category(chr(c))[0] == name)
+    for bit, members in [(SPACE, matching(r"\s")), (CANONICAL, canonical), (BARRIER, barrier)]:
+        for c in members:
+            masks[c] |= bit
+    write(folder / "unicode_tables.inc", masks)
+    write(folder / "unicode_since_14.inc", newer)
     extra = sorted(numeric_for_digits() ^ numbers)
-    print("numbers of Digits but not of \\p{N}:", [hex(c) for c in extra], file=sys.stderr)
+    print("numbers of Digits but not of \\p{N}:", [hex(c) for c in extra])
 
 
 main()

@@ -55,7 +55,7 @@ def train(name, size=3000):
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator([t.decode(errors="replace") for t in corpus.mixed_texts(400_000, 7)], trainer)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("  ", normalized=False),
-                          AddedToken("<tool>", lstrip=True, normalized=False), AddedToken("café", normalized=True),
+                          AddedToken("<tool>", lstrip=True, normalized=False), AddedToken("é日", normalized=True),
                           AddedToken("</tool>", rstrip=True, normalized=False),
                           AddedToken("whole", single_word=True, normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -49,10 +49,11 @@ void compose_span(std::string_view span, std::vector<utf8proc_int32_t>& points, 
     utf8_append(out, static_cast<uint32_t>(points[static_cast<size_t>(i)]));
 }
 
-void replace_all(std::string_view text, std::string_view pattern, std::string_view content,
+// Stops early, over the limit, where the result would be longer than `limit`.
+void replace_all(std::string_view text, std::string_view pattern, std::string_view content, size_t limit,
                  std::string& out) {
   size_t from = 0;
-  while (true) {
+  while (out.size() <= limit) {
     const size_t found = text.find(pattern, from);
     out.append(text.substr(from, found - from));
     if (found == std::string_view::npos) return;
@@ -121,13 +122,13 @@ Expected<std::string_view> normalize(std::span<const NormalizerStep> steps, std:
         break;
       case NormalizerStep::Kind::replace:
         if (step.pattern.empty() || now.find(step.pattern) == std::string_view::npos) continue;
-        replace_all(now, step.pattern, step.content, next);
+        replace_all(now, step.pattern, step.content, limit, next);
         break;
     }
     if (next.size() > limit)
-      return fail(Code::resource_exhausted,
-                  fmt::format("normalising turned {} bytes into {}, over the limit of {}", text.size(),
-                              next.size(), limit));
+      return fail(
+          Code::resource_exhausted,
+          fmt::format("normalising turns {} bytes into more than the limit of {}", text.size(), limit));
     storage = std::move(next);
     now = storage;
   }

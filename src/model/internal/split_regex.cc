@@ -6,6 +6,8 @@
 
 #include <cctype>
 
+#include "model/internal/unicode_tables.h"
+
 namespace millrace::model::internal {
 namespace {
 
@@ -139,7 +141,7 @@ class Translator {
     } else if (c == 'u' || c == 'x') {
       return code_point(c);
     } else if (c == 'p' || c == 'P') {
-      return property();
+      return property(in_class);
     } else if (std::isalnum(static_cast<unsigned char>(c)) != 0) {
       return std::unexpected(refuse(in_, at_, fmt::format("the escape '{}'", two)));
     } else {
@@ -166,16 +168,33 @@ class Translator {
     return {};
   }
 
-  Expected<void> property() {
+  Expected<void> property(bool in_class) {
     const size_t open = at_ + 2;
     const size_t close = open < in_.size() && in_[open] == '{' ? in_.find('}', open) : std::string_view::npos;
     if (close == std::string_view::npos)
       return std::unexpected(refuse(in_, at_, "a property without braces"));
     std::string_view name = in_.substr(open + 1, close - open - 1);
     const bool negated = !name.empty() && name[0] == '^';
+    if (negated) name.remove_prefix(1);
     const bool positive = (in_[at_ + 1] == 'p') != negated;
-    out_ += fmt::format("\\{}{{{}}}", positive ? 'p' : 'P', name.substr(negated ? 1 : 0));
+    const std::string newer = newer_members(name);
+    if (newer.empty() || (in_class && !positive)) {
+      out_ += fmt::format("\\{}{{{}}}", positive ? 'p' : 'P', name);
+    } else if (in_class) {
+      out_ += fmt::format("\\p{{{}}}{}", name, newer);
+    } else {
+      out_ += fmt::format("[{}\\p{{{}}}{}]", positive ? "" : "^", name, newer);
+    }
     at_ = close + 1;
+    return {};
+  }
+
+  static std::string newer_members(std::string_view category) {
+    if (category == "L") return members_since_unicode_14(kLetter);
+    if (category == "N") return members_since_unicode_14(kNumber);
+    if (category == "M") return members_since_unicode_14(kMark);
+    if (category == "P") return members_since_unicode_14(kPunctuation);
+    if (category == "S") return members_since_unicode_14(kSymbol);
     return {};
   }
 

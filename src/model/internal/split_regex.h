@@ -1,8 +1,9 @@
 // Split patterns through PCRE2 with JIT: the general path, for patterns that split_scanners.h does not know.
 //
 // tokenizer.json's patterns are in Oniguruma's dialect (Ruby syntax). They are translated; a construct that
-// would mean something else in PCRE2 is refused by name. \p{..} follows PCRE2's Unicode version (14 in Debian
-// 12), which knows fewer letters than the tables of the known patterns.
+// would mean something else in PCRE2 is refused by name. \p{L}, \p{N}, \p{M}, \p{P} and \p{S} are completed
+// to the Unicode version of unicode_tables.h; other properties, and \P{..} inside a class, follow PCRE2's (14
+// in Debian 12).
 #pragma once
 #include <memory>
 #include <string>

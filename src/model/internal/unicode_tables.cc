@@ -1,5 +1,7 @@
 #include "model/internal/unicode_tables.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <map>
 
@@ -13,8 +15,18 @@ struct Range {
 constexpr Range kRanges[] = {
 #include "model/internal/unicode_tables.inc"
 };
+constexpr Range kSince14[] = {
+#include "model/internal/unicode_since_14.inc"
+};
 
 }  // namespace
+
+std::string members_since_unicode_14(CharacterClass wanted) {
+  std::string out;
+  for (const Range& range : kSince14)
+    if (range.classes == wanted) out += fmt::format("\\x{{{:X}}}-\\x{{{:X}}}", range.first, range.last);
+  return out;
+}
 
 const UnicodeTables& UnicodeTables::get() {
   static const UnicodeTables tables;

@@ -4,6 +4,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace millrace::model::internal {
@@ -32,6 +33,10 @@ class UnicodeTables {
   std::array<uint16_t, 0x1100> page_of_{};
   std::vector<std::array<uint8_t, 256>> pages_;
 };
+
+// The members of one class (kLetter to kSymbol) that Unicode 14, and so PCRE2 10.42, does not know yet, as a
+// PCRE2 class body: \x{..}-\x{..} and so on.
+std::string members_since_unicode_14(CharacterClass wanted);
 
 // Rust's char::is_numeric, which the Digits split uses: one Unicode version ahead of the regex engine's
 // \p{N}.
