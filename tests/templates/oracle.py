@@ -1,4 +1,5 @@
 """jinja2 set up as transformers' apply_chat_template sets it up: what our interpreter must equal byte for byte."""
+import copy
 import datetime
 import json
 
@@ -39,9 +40,24 @@ def make_environment():
     return environment
 
 
-def render(template, context):
-    """(text, None), or (None, the error's text)."""
+def compile(template):
+    """A compiled template, or the error's text."""
     try:
-        return make_environment().from_string(template).render(**context), None
+        return make_environment().from_string(template)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def render_compiled(compiled, context):
+    """(text, None), or (None, the error's text)."""
+    if isinstance(compiled, str):
+        return None, compiled
+    try:
+        # A copy: some filters change lists in place (indent does `s += ...`).
+        return compiled.render(**copy.deepcopy(context)), None
     except Exception as error:  # jinja2 lets Python's own errors through: all of them are refusals
         return None, f"{type(error).__name__}: {error}"
+
+
+def render(template, context):
+    return render_compiled(compile(template), context)

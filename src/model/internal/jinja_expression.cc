@@ -179,7 +179,7 @@ Value Interpreter::eval_item(const ItemNode& node) {
     case Kind::range:
       return slice_of(object, start, stop, step);
     default:
-      return Value::undefined(fmt::format("'{}' cannot be sliced", object.type_name()));
+      fail_type(fmt::format("'{}' object cannot be sliced", object.type_name()));
   }
 }
 

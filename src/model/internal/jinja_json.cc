@@ -76,10 +76,7 @@ class JsonWriter {
         out_ += '\\';
         out_ += kTo[k];
       } else if (c < 0x20 || (ensure_ascii_ && c > 0x7E && c < 0x10000)) {
-        if (c == 0x7F)
-          out_ += '\x7F';  // json.dumps leaves DEL alone
-        else
-          escape(c);
+        escape(c);
       } else if (ensure_ascii_ && c >= 0x10000) {
         escape(0xD800 + ((c - 0x10000) >> 10));
         escape(0xDC00 + ((c - 0x10000) & 0x3FF));

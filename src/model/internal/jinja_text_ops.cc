@@ -41,7 +41,7 @@ std::vector<Text> split_space(const Text& text, Int max_splits) {
     if (i >= bytes.size()) return out;
     size_t end = i;
     if (max_splits >= 0 && static_cast<Int>(out.size()) >= max_splits) {
-      out.push_back(strip(text.slice(i, bytes.size()), Side::right, std::nullopt));
+      out.push_back(text.slice(i, bytes.size()));
       return out;
     }
     while (end < bytes.size() && !is_space(code_point_at(bytes, end))) end = next_code_point(bytes, end);
@@ -59,7 +59,7 @@ std::vector<Text> split_space_right(const Text& text, Int max_splits) {
       end = previous_code_point(bytes, end);
     if (end == 0) break;
     if (max_splits >= 0 && static_cast<Int>(out.size()) >= max_splits) {
-      out.push_back(strip(text.slice(0, end), Side::left, std::nullopt));
+      out.push_back(text.slice(0, end));
       break;
     }
     size_t begin = end;
