@@ -154,6 +154,11 @@ class GroupServerImpl final : public GroupServer, private wire::Group::Service {
     }
     if (server_)
       server_->Shutdown(std::chrono::system_clock::now());  // cancels what is left, waits for handlers
+    {
+      // gRPC has waited already; this makes it so for eyes that cannot see into gRPC (ThreadSanitizer).
+      std::unique_lock lock(mutex_);
+      sessions_gone_.wait(lock, [&] { return sessions_.empty(); });
+    }
     if (minder_.joinable()) minder_.join();
     engine_.reset();
     if (options_.status) options_.status->fields().ready.store(0);
@@ -337,10 +342,13 @@ class GroupServerImpl final : public GroupServer, private wire::Group::Service {
         live_.erase(id);
       }
       session->engine_ids.clear();
-      sessions_.erase(session);
       if (options_.status) options_.status->fields().pending.store(live_.size());
     }
     for (const uint64_t id : ids) engine_->cancel(RequestId(id));
+    // Last: the destructor may go on now.
+    const std::lock_guard lock(mutex_);
+    sessions_.erase(session);
+    sessions_gone_.notify_all();
   }
 
   void mind() {
@@ -372,6 +380,7 @@ class GroupServerImpl final : public GroupServer, private wire::Group::Service {
   mutable std::mutex mutex_;
   std::unordered_map<uint64_t, Live> live_;
   std::set<std::shared_ptr<GatewaySession>> sessions_;
+  std::condition_variable sessions_gone_;
 };
 
 }  // namespace

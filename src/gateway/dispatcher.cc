@@ -451,8 +451,10 @@ class DispatcherImpl final : public Dispatcher {
         event.finish == FinishReason::error &&
         (event.error.code == Code::resource_exhausted || event.error.code == Code::unavailable);
     // A refusal of a request that has begun, or that another group may take, is not the client's affair.
-    if (unasked_cancel || (refused && (!entry->request.resumed.empty() || slots_.size() > 1) &&
-                           entry->fruitless_resumes < options_.max_fruitless_resumes)) {
+    if (unasked_cancel ||
+        (refused &&
+         (!entry->request.resumed.empty() || slots_.size() > 1 || event.error.code == Code::unavailable) &&
+         entry->fruitless_resumes < options_.max_fruitless_resumes)) {
       entry->retry_not_before_s = now_s + kRefusedRetry_s;
       lose_group(entry, now_s, entry->group);
       return;
