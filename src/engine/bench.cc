@@ -1,0 +1,167 @@
+#include "engine/bench.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cmath>
+
+#include "base/clock.h"
+#include "base/cpu.h"
+#include "base/json.h"
+#include "base/random.h"
+#include "engine/internal/engine_core.h"
+#include "engine/internal/executor.h"
+#include "kernels/machine_peak.h"
+
+namespace millrace::engine {
+namespace {
+
+constexpr int kPromptTokens = 16;  // of a decode sequence
+constexpr int kMaxBatch = 1024, kMaxRuns = 100;
+
+// Bytes of weights that a step reads, and weights that each of its tokens multiplies with.
+struct Weights {
+  double step_bytes = 0, token_weights = 0;
+};
+Weights count_weights(const model::PackedModel& packed) {
+  Weights weights;
+  const auto add = [&](const model::Linear& linear, bool every_token) {
+    const double count = static_cast<double>(linear.n) * linear.k;
+    weights.step_bytes += count * (linear.f32 != nullptr ? 4 : 1);
+    if (every_token) weights.token_weights += count;
+  };
+  for (const auto& module : packed.graph().modules) {
+    if (const auto* attention = std::get_if<model::AttentionModule>(&module)) {
+      add(attention->qkv, true);
+      add(attention->o, true);
+    } else if (const auto* ffn = std::get_if<model::FfnModule>(&module)) {
+      add(ffn->gate_up, true);
+      add(ffn->down, true);
+    } else if (const auto* head = std::get_if<model::HeadModule>(&module)) {
+      add(head->head, false);
+    }
+  }
+  return weights;
+}
+
+struct Bench {
+  std::shared_ptr<const model::PackedModel> packed;
+  std::shared_ptr<const model::Tokenizer> tokenizer;
+  const BenchOptions& options;
+  std::unique_ptr<Executor> executor;
+  KvPool pool;
+  int64_t longest = 0;
+  uint64_t next_id = 1;
+
+  GenerateRequest request(int prompt, int reply) {
+    GenerateRequest request{.id = RequestId(next_id)};
+    for (int i = 0; i < prompt; ++i)
+      request.prompt.tokens.push_back(
+          static_cast<TokenId>(uniform_at(next_id, static_cast<uint64_t>(i)) * packed->config().vocab_size));
+    request.sampling.temperature = 0;
+    request.stop.max_tokens = reply;
+    request.stop.ignore_eos = true;
+    ++next_id;
+    return request;
+  }
+  // Tokens a second of `batch` sequences after their prompts, or (reply 1) of the prompts themselves.
+  double run(int batch, int prompt, int reply) {
+    EngineCore core(*executor, pool, tokenizer, kernels::row_kernels(),
+                    {.max_model_len = longest,
+                     .scheduler = {.max_sequences = std::max(batch, 1),
+                                   .max_rows = std::max(options.max_num_batched_tokens, batch),
+                                   .prefix_caching = false},
+                     .now_ns = monotonic_ns});
+    std::vector<GenerateEvent> events;
+    for (int i = 0; i < batch; ++i) core.add(request(prompt, reply), events);
+    int64_t start = monotonic_ns();
+    uint64_t counted_from = 0;
+    while (!core.idle()) {
+      core.step(events);
+      events.clear();
+      const auto load = core.load();
+      // Decode counts from where every sequence has its first token.
+      if (reply > 1 && counted_from == 0 && load.generated_tokens >= static_cast<uint64_t>(batch)) {
+        start = monotonic_ns();
+        counted_from = load.generated_tokens;
+      }
+    }
+    const double seconds = static_cast<double>(monotonic_ns() - start) * 1e-9;
+    const double tokens = reply > 1 ? static_cast<double>(core.load().generated_tokens - counted_from)
+                                    : static_cast<double>(prompt) * batch;
+    return tokens / seconds;
+  }
+  struct Rate {
+    double median, min, max;
+  };
+  Rate repeat(int batch, int prompt, int reply) {
+    std::vector<double> rates;
+    run(batch, prompt, reply);
+    for (int i = 0; i < options.runs; ++i) rates.push_back(run(batch, prompt, reply));
+    std::ranges::sort(rates);
+    return {rates[rates.size() / 2], rates.front(), rates.back()};
+  }
+};
+
+Expected<void> check(const BenchOptions& options, int64_t max_position) {
+  const auto in_range = [](int64_t value, int64_t low, int64_t high, const char* name) -> Expected<void> {
+    if (value >= low && value <= high) return {};
+    return invalid(fmt::format("{} is {}, it must be between {} and {}", name, value, low, high), name);
+  };
+  for (const int tokens : options.prefill) MR_TRY(in_range(tokens, 1, max_position - 1, "prefill"));
+  for (const int batch : options.batch) MR_TRY(in_range(batch, 1, kMaxBatch, "batch"));
+  MR_TRY(in_range(options.decode, 1, max_position - kPromptTokens - 1, "decode"));
+  MR_TRY(in_range(options.runs, 1, kMaxRuns, "runs"));
+  return in_range(options.max_num_batched_tokens, 1, 1 << 16, "max_num_batched_tokens");
+}
+
+std::string number(double value, int digits) { return fmt::format("{:.{}f}", value, digits); }
+
+}  // namespace
+
+Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const BenchOptions& options,
+                         const std::function<void(std::string_view)>& sink) {
+  MR_TRY(check(options, model->config().max_position));
+  const int batch_most = options.batch.empty() ? 1 : *std::ranges::max_element(options.batch);
+  const int prefill_most = options.prefill.empty() ? 1 : *std::ranges::max_element(options.prefill);
+  const int64_t decode_len = kPromptTokens + options.decode + 1;
+  const int64_t longest = std::max<int64_t>(prefill_most + 1, decode_len);
+  const int64_t pages = std::max(Sequence::pages_for(longest), batch_most * Sequence::pages_for(decode_len));
+  const Weights weights = count_weights(*model);
+  Bench bench{.packed = model,
+              .tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec())),
+              .options = options,
+              .executor = MR_TRY(
+                  Executor::create(model, {.cpus = options.cpus,
+                                           .max_rows = std::max(options.max_num_batched_tokens, batch_most),
+                                           .max_logit_rows = batch_most + 64,
+                                           .max_positions = longest})),
+              .pool = MR_TRY(KvPool::create(pages, kv_shape_of(*model).page_bytes())),
+              .longest = longest};
+
+  const auto isa = kernels::active_isa();
+  const auto peak = kernels::measure_machine_peak(options.cpus, options.peak_seconds, isa);
+  sink(fmt::format(R"({{"name":"machine","cpu":{},"isa":"{}","threads":{},"int8_tops":{},"read_gb_s":{}}})",
+                   json::serialize(json::string(cpu_model_name())), kernels::isa_name(isa),
+                   options.cpus.size(), number(peak.int8_tops, 3), number(peak.read_gb_s, 2)));
+  for (const int tokens : options.prefill) {
+    const auto rate = bench.repeat(1, tokens, 1);
+    sink(fmt::format(
+        R"({{"name":"prefill","tokens":{},"tok_s":{},"pct_peak_int8":{},"tok_s_min":{},"tok_s_max":{},"runs":{}}})",
+        tokens, number(rate.median, 1),
+        number(100 * 2 * weights.token_weights * rate.median / (peak.int8_tops * 1e12), 2),
+        number(rate.min, 1), number(rate.max, 1), options.runs));
+  }
+  for (const int batch : options.batch) {
+    const auto rate = bench.repeat(batch, kPromptTokens, options.decode + 1);
+    sink(fmt::format(
+        R"({{"name":"decode","batch":{},"tok_s":{},"pct_read_bw":{},"tok_s_min":{},"tok_s_max":{},"runs":{}}})",
+        batch, number(rate.median, 1),
+        number(100 * weights.step_bytes * rate.median / batch / (peak.read_gb_s * 1e9), 2),
+        number(rate.min, 1), number(rate.max, 1), options.runs));
+  }
+  return {};
+}
+
+}  // namespace millrace::engine

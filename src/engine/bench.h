@@ -1,0 +1,38 @@
+// Speed of the engine's steps on this machine, as shares of what the machine can do in the same minute.
+//
+// One JSON object a line:
+//   {"name":"machine","cpu":...,"isa":...,"threads":...,"int8_tops":...,"read_gb_s":...}
+//   {"name":"prefill","tokens":512,"tok_s":...,"pct_peak_int8":...}
+//   {"name":"decode","batch":8,"tok_s":...,"pct_read_bw":...}
+// and per line "runs" with "tok_s_min" and "tok_s_max" of the repetitions; tok_s is their median.
+//   pct_peak_int8 = 100 * 2 * (INT8 weights used by a token, the head not counted) * tok_s / int8_tops
+//   pct_read_bw   = 100 * (bytes of weights read by a step) * steps/s / read_gb_s
+// Prefill is one prompt of that many tokens to its first token, nothing cached. Decode makes `decode` greedy
+// tokens in each of `batch` sequences after prompts of 16 tokens; scheduling and sampling are in both, HTTP
+// and text are not.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "model/packed_model.h"
+
+namespace millrace::engine {
+
+struct BenchOptions {
+  std::vector<int> cpus = {-1};            // one thread each
+  std::vector<int> prefill = {512, 2048};  // prompt lengths, tokens
+  int decode = 128;                        // tokens in each sequence
+  std::vector<int> batch = {1, 8, 32};     // sequences
+  int runs = 3;                            // of each line, after one that is not counted
+  double peak_seconds = 1.0;               // for each of the machine's figures
+  int max_num_batched_tokens = 512;
+};
+
+// sink gets one line (no newline) at a time, as soon as it is measured.
+Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const BenchOptions& options,
+                         const std::function<void(std::string_view json_line)>& sink);
+
+}  // namespace millrace::engine
