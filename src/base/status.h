@@ -64,8 +64,8 @@ inline std::unexpected<Status> invalid(std::string message, std::string param = 
 #define MR_CHECK(condition, message) \
   ((condition) ? (void)0 : ::millrace::check_failed(__FILE__, __LINE__, #condition, (message)))
 
-// The one early-return idiom: `auto file = MR_TRY(MappedFile::open(path));` gives the value, or returns the Status from
-// the enclosing function. (A GNU statement expression, which GCC and Clang have.)
+// `auto file = MR_TRY(MappedFile::open(path));` gives the value, or returns the Status from the enclosing function. Not
+// inside an aggregate's braces or beside arguments that own memory: a return leaks them. (A GNU statement expression.)
 #define MR_TRY(expression) MR_TRY_NUMBERED_(expression, __COUNTER__)
 #define MR_TRY_NUMBERED_(expression, number) MR_TRY_NAMED_(expression, number)
 #define MR_TRY_NAMED_(expression, number)                                           \

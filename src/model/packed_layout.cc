@@ -316,10 +316,10 @@ Expected<Directory> directory_from_json(std::string_view text) {
     const int64_t offset = MR_TRY(read_integer(fields, "offset")),
                   size = MR_TRY(read_integer(fields, "size"));
     if (offset < 0 || size < 0) return fail(Code::data_loss, "a section's offset or size is negative");
-    out.sections.push_back({.name = MR_TRY(read_text(fields, "name")),
-                            .offset = static_cast<uint64_t>(offset),
-                            .size = static_cast<uint64_t>(size),
-                            .checksum = MR_TRY(read_hex(fields, "xxh3"))});
+    Section section{.offset = static_cast<uint64_t>(offset), .size = static_cast<uint64_t>(size)};
+    section.checksum = MR_TRY(read_hex(fields, "xxh3"));
+    section.name = MR_TRY(read_text(fields, "name"));
+    out.sections.push_back(std::move(section));
   }
   return out;
 }

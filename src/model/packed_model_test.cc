@@ -141,6 +141,8 @@ TEST_F(PackedFile, RefusesADirectoryThatLies) {
   EXPECT_THAT(error(), HasSubstr("negative"));
   set_directory(edited("\"name\":\"chat_template\"", "\"name\":\"tokenizer\""));
   EXPECT_THAT(error(), HasSubstr("occurs twice"));
+  set_directory(edited("\"xxh3\":", "\"xxh4\":"));
+  EXPECT_THAT(error(), HasSubstr("\"xxh3\" is missing"));
   set_directory("{}");
   EXPECT_THAT(error(), HasSubstr("\"type\""));
   header().directory_offset = ~uint64_t{0};

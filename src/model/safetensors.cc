@@ -52,7 +52,8 @@ Expected<SafetensorsTensor> read_tensor(std::string_view name, const json::value
                                         std::span<const std::byte> data) {
   if (!entry.is_object()) return bad(fmt::format("the entry of tensor \"{}\" is not an object", name));
   const json::object& object = entry.get_object();
-  SafetensorsTensor tensor{.name = std::string(name), .dtype = MR_TRY(read_text(object, "dtype"))};
+  SafetensorsTensor tensor{.name = std::string(name)};
+  tensor.dtype = MR_TRY(read_text(object, "dtype"));  // not in the braces: see MR_TRY
   const auto* dtype = std::ranges::find(kDtypes, tensor.dtype, &Dtype::name);
   if (dtype == std::end(kDtypes))
     return bad(

@@ -74,6 +74,10 @@ TEST(Safetensors, RefusesWhatCannotBe) {
   EXPECT_THAT(entry(R"({"dtype": "F32", "shape": [16], "data_offsets": [0]})"), HasSubstr("pair"));
   EXPECT_THAT(entry(R"({"dtype": "Q4", "shape": [16], "data_offsets": [0, 64]})"), HasSubstr("Q4"));
   EXPECT_THAT(entry(R"({"dtype": "F32", "shape": "x", "data_offsets": [0, 64]})"), HasSubstr("shape"));
+  // A leak once (seen by the fuzzer): the tensor's long name was built when the missing dtype made the reader
+  // return.
+  EXPECT_THAT(error_of(file_of(R"({"a tensor name that needs memory of its own": {"shape": [16]}})", 64)),
+              HasSubstr("dtype"));
   EXPECT_THAT(entry("3"), HasSubstr("not an object"));
   EXPECT_THAT(error_of(file_of(R"({"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]},
                                    "b": {"dtype": "U8", "shape": [8], "data_offsets": [7, 15]}})",
