@@ -193,6 +193,32 @@ TEST(HttpNetwork, ByteByByteRequestIsUnderstood) {
   EXPECT_NE(client.read_response().body.find("[97,98]"), std::string::npos);
 }
 
+TEST(HttpNetwork, Http10StreamEndsWithTheConnection) {
+  const Served served;
+  RawClient client(served.server->port());
+  const std::string body = kChatStream;
+  client.send("POST /v1/chat/completions HTTP/1.0\r\nContent-Length: " + std::to_string(body.size()) +
+              "\r\n\r\n" + body);
+  const RawResponse response = client.read_response();
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(response.headers.at("transfer-encoding"), "");  // not chunked
+  EXPECT_TRUE(response.body.starts_with("data: {"));
+  EXPECT_TRUE(response.body.ends_with("data: [DONE]\n\n"));
+}
+
+TEST(HttpNetwork, InheritedListeningSocketIsServed) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(listen(fd, 16), 0);
+  const Served served({.listen_fd = fd});
+  EXPECT_NE(served.server->port(), 0);
+  EXPECT_EQ(served.ask(http_get("/version")).status, 200);
+  EXPECT_FALSE(HttpServer::create({.listen_fd = 0}, fake_served_model(), served.generator).has_value());
+}
+
 TEST(HttpNetwork, ExpectContinueIsAskedForAndRefusedEarly) {
   const Served served({.max_body_bytes = 1000});
   RawClient client(served.server->port());

@@ -183,7 +183,8 @@ Expected<std::vector<engine::TextSegment>> render_messages(const Fields& fields,
 
 Expected<GenerationPlan> plan_chat(const json::value& body, const ServedModel& model) {
   const Fields fields(*MR_TRY(body_object(body)));
-  GenerationPlan plan{.chat = true, .model = MR_TRY(requested_model(fields, model))};
+  GenerationPlan plan{.chat = true};
+  plan.model = MR_TRY(requested_model(fields, model));
   engine::GenerateRequest request;
   MR_TRY(fields.unsupported("echo"));
   MR_TRY(plan_sampling(fields, model, plan, request));

@@ -100,7 +100,8 @@ Expected<std::string> requested_model(const Fields& fields, const ServedModel& m
 
 Expected<GenerationPlan> plan_completion(const json::value& body, const ServedModel& model) {
   const Fields fields(*MR_TRY(body_object(body)));
-  GenerationPlan plan{.chat = false, .model = MR_TRY(requested_model(fields, model))};
+  GenerationPlan plan;
+  plan.model = MR_TRY(requested_model(fields, model));
   engine::GenerateRequest request;
   MR_TRY(plan_sampling(fields, model, plan, request));
   std::vector<engine::Prompt> prompts = MR_TRY(read_prompts(fields, model));
@@ -131,7 +132,8 @@ Expected<TokenizeRequest> plan_tokenize(const json::value& body, const ServedMod
                   "prompt");
   const std::string prompt = MR_TRY(fields.string("prompt", "", SIZE_MAX));
   request.prompt.add_special = MR_TRY(fields.boolean("add_special_tokens", true));
-  request.prompt.text.push_back({prompt, MR_TRY(fields.boolean("parse_special_tokens", true))});
+  const bool parse_special = MR_TRY(fields.boolean("parse_special_tokens", true));
+  request.prompt.text.push_back({prompt, parse_special});
   return request;
 }
 
