@@ -1,6 +1,6 @@
 #include "engine/internal/sampler.h"
 
-#include <xmmintrin.h>
+#include <emmintrin.h>
 
 #include <algorithm>
 #include <bit>
@@ -37,12 +37,6 @@ float max_of(const float* values, int count) {
   return max;
 }
 
-double sum_of(const float* weights, int count) {
-  double sum = 0;
-  for (int i = 0; i < count; ++i) sum += static_cast<double>(weights[i]);
-  return sum;
-}
-
 // Positive floats order as their bits do: exponent and three bits of mantissa make a bin. Weights are at
 // most 1.
 constexpr int kBinShift = 20;
@@ -57,6 +51,7 @@ Sampler::Sampler(int vocab_size, const kernels::RowKernels& rows)
       logits_(static_cast<size_t>(vocab_size)),
       weights_(static_cast<size_t>(vocab_size)),
       block_max_(static_cast<size_t>(vocab_size + kBlock - 1) / kBlock),
+      block_sum_(block_max_.size()),
       counts_(static_cast<size_t>(vocab_size)),
       bin_mass_(kBins) {}
 
@@ -147,12 +142,102 @@ TokenId Sampler::draw(const float* logits, const SamplingParams& params, double 
                   [&](const Candidate& c) { return static_cast<double>(c.value) < params.min_p; });
   if (params.top_p < 1) keep_top_p(params.top_p);
   std::ranges::sort(candidates_, {}, &Candidate::id);
+  return draw_candidate(u);
+}
+
+// No top_k: weights of the whole vocabulary, of which top_p and min_p usually keep a few.
+TokenId Sampler::draw_from_all(const float* logits, float max, float inverse_temperature,
+                               const SamplingParams& params, double u) {
+  float* weights = weights_.data();
+  rows_.softmax_write(logits, vocab_, inverse_temperature, max, 1.0f, weights);
+  if (params.min_p > 0) {
+    // The float just below may be the double min_p itself, rounded: compare as the definition does.
+    const double total = collect(static_cast<float>(params.min_p) * 0.999999f, params.min_p);
+    if (params.top_p < 1) cut_top_p(logits, params.top_p * total);
+    return candidates_.empty() ? rows_.argmax(logits, vocab_) : draw_candidate(u);
+  }
+  const double total = sum_blocks();
+  if (params.top_p < 1) {
+    // Most of the mass is in few tokens: look below 2^-12 of the likeliest only if that is not enough of it.
+    for (const float threshold : {0x1p-12f, 0x1p-24f, 0.0f})
+      if (collect(threshold, 0) >= params.top_p * total) break;
+    cut_top_p(logits, params.top_p * total);
+    return draw_candidate(u);
+  }
+  const double target = u * total;
+  double sum = 0;
+  TokenId last = 0;
+  for (size_t block = 0; block < block_sum_.size(); ++block) {
+    if (block_sum_[block] <= 0) continue;
+    const int begin = static_cast<int>(block) * kBlock, end = std::min(begin + kBlock, vocab_);
+    const bool here = sum + block_sum_[block] > target;
+    double within = sum;
+    for (int i = here ? begin : end; i < end; ++i) {
+      if (!(weights[i] > 0)) continue;
+      last = i;
+      within += static_cast<double>(weights[i]);
+      if (within > target) return i;
+    }
+    if (here) return last;  // rounding: the block's sum passed the target, its terms one by one did not
+    sum += block_sum_[block];
+  }
+  return rows_.argmax(logits, vocab_);  // u * total rounded up to all of it
+}
+
+// Tokens of weight >= threshold (and >= least, and above zero) into candidates_, in id order; returns their
+// mass.
+double Sampler::collect(float threshold, double least) {
+  candidates_.clear();
+  double mass = 0;
+  for (int begin = 0; begin < vocab_; begin += kBlock) {
+    const int count = std::min(kBlock, vocab_ - begin);
+    if (!(max_of(weights_.data() + begin, count) >= threshold)) continue;
+    for (int i = begin; i < begin + count; ++i) {
+      const float weight = weights_[static_cast<size_t>(i)];
+      if (!(weight >= threshold) || !(weight > 0) || static_cast<double>(weight) < least) continue;
+      candidates_.push_back({i, weight});
+      mass += static_cast<double>(weight);
+    }
+  }
+  return mass;
+}
+
+// Keeps the shortest head of candidates_' descending order whose mass reaches `wanted`; id order stays.
+void Sampler::cut_top_p(const float* logits, double wanted) {
+  std::ranges::fill(bin_mass_, 0.0);
+  for (const auto& candidate : candidates_)
+    bin_mass_[static_cast<size_t>(bin_of(candidate.value))] += static_cast<double>(candidate.value);
+  // Whole bins from the top while the head falls short; the bin that reaches it is cut inside.
+  int bin = kBins - 1;
+  double head = 0;
+  while (bin > 0 && head + bin_mass_[static_cast<size_t>(bin)] < wanted)
+    head += bin_mass_[static_cast<size_t>(bin--)];
+  border_.clear();
+  for (const auto& candidate : candidates_)
+    if (bin_of(candidate.value) == bin) border_.push_back(candidate);
+  const auto order = [logits](const Candidate& a, const Candidate& b) {
+    return larger(logits[a.id], a.id, logits[b.id], b.id);
+  };
+  std::ranges::sort(border_, order);
+  size_t kept = 0;
+  for (; kept < border_.size() && (kept == 0 || head < wanted); ++kept)
+    head += static_cast<double>(border_[kept].value);
+  const bool all = kept == border_.size();
+  const Candidate first_dropped = all ? Candidate{} : border_[kept];
+  std::erase_if(candidates_, [&](const Candidate& candidate) {
+    const int own = bin_of(candidate.value);
+    return own < bin || (own == bin && !all && !order(candidate, first_dropped));
+  });
+}
+
+// candidates_ are in id order.
+TokenId Sampler::draw_candidate(double u) const {
   double total = 0;
   for (const auto& candidate : candidates_) total += static_cast<double>(candidate.value);
   double sum = 0;
   TokenId last = candidates_.front().id;
   for (const auto& candidate : candidates_) {
-    if (candidate.value <= 0) continue;
+    if (!(candidate.value > 0)) continue;
     last = candidate.id;
     sum += static_cast<double>(candidate.value);
     if (sum > u * total) return candidate.id;
@@ -160,47 +245,30 @@ TokenId Sampler::draw(const float* logits, const SamplingParams& params, double 
   return last;
 }
 
-// No top_k: weights of the whole vocabulary. What is dropped gets weight zero.
-TokenId Sampler::draw_from_all(const float* logits, float max, float inverse_temperature,
-                               const SamplingParams& params, double u) {
-  float* weights = weights_.data();
-  rows_.softmax_write(logits, vocab_, inverse_temperature, max, 1.0f, weights);
-  for (int i = 0; i < vocab_; ++i)  // NaN, and what min_p drops
-    if (!(static_cast<double>(weights[i]) >= params.min_p)) weights[i] = 0;
-  if (params.top_p < 1) {
-    std::ranges::fill(bin_mass_, 0.0);
-    for (int i = 0; i < vocab_; ++i)
-      bin_mass_[static_cast<size_t>(bin_of(weights[i]))] += static_cast<double>(weights[i]);
-    double total = 0;
-    for (const double mass : bin_mass_) total += mass;
-    // Whole bins from the top while the head falls short of top_p; the bin that reaches it is cut inside.
-    int bin = kBins - 1;
-    double head = 0;
-    while (bin > 0 && head + bin_mass_[static_cast<size_t>(bin)] < params.top_p * total)
-      head += bin_mass_[static_cast<size_t>(bin--)];
-    candidates_.clear();
-    for (int i = 0; i < vocab_; ++i)
-      if (weights[i] > 0 && bin_of(weights[i]) == bin) candidates_.push_back({i, logits[i]});
-    std::ranges::sort(candidates_, [](const Candidate& a, const Candidate& b) {
-      return larger(a.value, a.id, b.value, b.id);
-    });
-    size_t kept = 0;
-    for (; kept < candidates_.size() && (kept == 0 || head < params.top_p * total); ++kept)
-      head += static_cast<double>(weights[candidates_[kept].id]);
-    for (size_t i = kept; i < candidates_.size(); ++i) weights[candidates_[i].id] = 0;
-    for (int i = 0; i < vocab_; ++i)
-      if (bin_of(weights[i]) < bin) weights[i] = 0;
+// The sum of all weights, block by block (block_sum_): four sums a block, then their sum, so that adds do not
+// wait for each other. NaN counts as nothing.
+double Sampler::sum_blocks() {
+  double total = 0;
+  const __m128d zero = _mm_setzero_pd();
+  for (size_t block = 0; block < block_sum_.size(); ++block) {
+    const int begin = static_cast<int>(block) * kBlock, count = std::min(kBlock, vocab_ - begin);
+    const float* weights = weights_.data() + begin;
+    __m128d low = zero, high = zero;
+    int i = 0;
+    for (; i + 4 <= count; i += 4) {
+      const __m128 four = _mm_max_ps(_mm_loadu_ps(weights + i), _mm_setzero_ps());  // NaN: the second operand
+      low = _mm_add_pd(low, _mm_cvtps_pd(four));
+      high = _mm_add_pd(high, _mm_cvtps_pd(_mm_movehl_ps(four, four)));
+    }
+    double lanes[2];
+    _mm_storeu_pd(lanes, _mm_add_pd(low, high));
+    double sum = lanes[0] + lanes[1];
+    for (; i < count; ++i)
+      if (weights[i] > 0) sum += static_cast<double>(weights[i]);
+    block_sum_[block] = sum;
+    total += sum;
   }
-  const double target = u * sum_of(weights, vocab_);
-  double sum = 0;
-  TokenId last = 0;
-  for (int i = 0; i < vocab_; ++i) {
-    if (weights[i] <= 0) continue;
-    last = i;
-    sum += static_cast<double>(weights[i]);
-    if (sum > target) return i;
-  }
-  return last;
+  return total;
 }
 
 // The k-th largest block maximum bounds the k-th largest value from below, so few values are looked at twice.

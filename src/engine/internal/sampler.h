@@ -54,15 +54,20 @@ class Sampler {
   TokenId draw(const float* logits, const SamplingParams& params, double u);
   TokenId draw_from_all(const float* logits, float max, float inverse_temperature,
                         const SamplingParams& params, double u);
+  double collect(float threshold, double least);
+  void cut_top_p(const float* logits, double wanted);
+  TokenId draw_candidate(double u) const;
+  double sum_blocks();
   void keep_largest(const float* values, int k);  // the k largest of [vocab] into candidates_, descending
   void keep_top_p(double top_p);                  // over candidates_ (with weights), by mass
 
   const int vocab_;
   const kernels::RowKernels& rows_;
   std::vector<float> logits_, weights_, block_max_;
+  std::vector<double> block_sum_;
   std::vector<int32_t> counts_;  // zero between calls
   std::vector<TokenId> touched_;
-  std::vector<Candidate> candidates_;
+  std::vector<Candidate> candidates_, border_;
   std::vector<double> bin_mass_;
 };
 
