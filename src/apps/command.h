@@ -3,6 +3,6 @@
 
 namespace millrace::apps {
 
-int run_command(int argc, char** argv);  // the process's exit status
+int run_command(int argc, char** argv);  // the process's exit status: 0, 1 = failed, 2 = wrong input
 
 }  // namespace millrace::apps

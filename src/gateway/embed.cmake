@@ -1,5 +1,5 @@
 # Writes OUTPUT: openapi.json and the chat page as C++ byte arrays. The page is one file when served: its style and
-# script take the places of their <link> and <script src> elements.
+# scripts take the places of their <link> and <script src> elements.
 function(read_text NAME VARIABLE)
   file(READ ${SOURCE}/${NAME} HEX HEX)
   set(${VARIABLE} "${HEX}" PARENT_SCOPE)
@@ -37,13 +37,14 @@ string(REPLACE "${PLACE}" "${VALUE}" OPENAPI "${OPENAPI}")
 
 read_text(web/index.html PAGE)
 read_text(web/chat.css CSS)
+read_text(web/markdown.js MARKDOWN)
 read_text(web/chat.js JS)
 hex_of("<style>" OPEN_STYLE)
 hex_of("</style>" CLOSE_STYLE)
 hex_of("<script>" OPEN_SCRIPT)
 hex_of("</script>" CLOSE_SCRIPT)
 replace_hex("${PAGE}" "<link rel=\"stylesheet\" href=\"chat.css\">" "${OPEN_STYLE}${CSS}${CLOSE_STYLE}" PAGE)
-replace_hex("${PAGE}" "<script src=\"chat.js\"></script>" "${OPEN_SCRIPT}${JS}${CLOSE_SCRIPT}" PAGE)
+replace_hex("${PAGE}" "<script src=\"chat.js\"></script>" "${OPEN_SCRIPT}${MARKDOWN}${JS}${CLOSE_SCRIPT}" PAGE)
 
 to_array("${OPENAPI}" kOpenApiJson OPENAPI_TEXT)
 to_array("${PAGE}" kChatPage PAGE_TEXT)
