@@ -1,6 +1,7 @@
 // Attention of one layer, by shape and context, beside what the machine gave in the same run.
 //
-//   millrace_attention_bench [--isa amx,avx512] [--seconds 0.3] [--q-heads 9 --kv-heads 3 --head-dim 64]
+//   millrace_attention_bench [--isa amx,avx512] [--seconds 0.3] [--prefill 512,2048] [--decode 128,1024,8192]
+//       [--q-heads 9 --kv-heads 3 --head-dim 64]
 //
 // One thread, since the executor gives whole (sequence, KV head) pieces to threads. Prefill: a sequence from
 // position 0, everything in cache after the first call. Decode: one row; calls walk over as many sequences as
@@ -31,6 +32,7 @@ namespace {
 struct Options {
   std::vector<std::string> isa;
   int q_heads = 9, kv_heads = 3, head_dim = 64;
+  std::vector<int> prefill = {512, 2048}, decode = {128, 1024, 8192};  // lengths
   double seconds = 0.3;
 };
 
@@ -52,7 +54,7 @@ class Bench {
     pages_.resize(pool_.size_bytes() / shape_.page_bytes());
     for (size_t i = 0; i < pages_.size(); ++i) pages_[i] = static_cast<int32_t>(i);
     std::shuffle(pages_.begin(), pages_.end(), gen);
-    q_.resize(size_t(2048) * size_t(width()));
+    q_.resize(size_t(std::max(1, std::ranges::max(options.prefill))) * size_t(width()));
     for (auto& value : q_) value = normal(gen);
     out_.resize(q_.size());
   }
@@ -66,7 +68,7 @@ class Bench {
     const double end = monotonic_s() + options_.seconds;
     while (monotonic_s() < end) {
       const double start = monotonic_s();
-      const size_t batch = rows > 1 ? 1 : 16;
+      const size_t batch = rows > 1 || context > 4096 ? 1 : 16;
       for (size_t i = 0; i < batch; ++i, ++calls)
         attention_kernels_at(isa).attention(args(rows, context, size_t(calls) % sequences * pages));
       const double seconds = (monotonic_s() - start) / double(batch);
@@ -122,9 +124,10 @@ int run(const Options& options) {
              "best_us", "GFLOP/s", "pct_peak", "GB/s", "pct_read");
   Bench bench(options, peak);
   for (const Isa isa : isas) {
-    for (const int rows : {512, 2048})
-      if (isa != Isa::scalar) bench.run(isa, rows, rows);
-    for (const int64_t context : {128, 1024, 8192}) bench.run(isa, 1, context);
+    for (const int rows : options.prefill)
+      if (rows > 1) bench.run(isa, rows, rows);
+    for (const int context : options.decode)
+      if (context > 0) bench.run(isa, 1, context);
   }
   return 0;
 }
@@ -139,6 +142,8 @@ int main(int argc, char** argv) {
   app.add_option("--q-heads", options.q_heads);
   app.add_option("--kv-heads", options.kv_heads);
   app.add_option("--head-dim", options.head_dim);
+  app.add_option("--prefill", options.prefill, "prompt lengths, comma-separated (0: none)")->delimiter(',');
+  app.add_option("--decode", options.decode, "contexts, comma-separated (0: none)")->delimiter(',');
   app.add_option("--seconds", options.seconds, "per line");
   CLI11_PARSE(app, argc, argv);
   return millrace::kernels::run(options);

@@ -1,14 +1,22 @@
 // Causal attention over a paged KV cache, one arithmetic for prefill and decode.
 //
-// For a query at position t and keys 0..t, keys are taken in chunks of kAttentionChunk at absolute positions:
-//   s_j = scale * (q . k_j);  m_c = max s;  p_j = bf16(exp(s_j - m_c));  l_c = sum p_j;  o_c = sum p_j v_j
-// and chunks are merged in ascending order:
-//   m' = max(m, m_c);  a = exp(m - m');  b = exp(m_c - m');  l = l*a + l_c*b;  o = o*a + o_c*b
-// with the first chunk taken as it is; the result is o / l. A masked key contributes an exact zero, so a row's bits do
-// not depend on which other rows, chunks of prefill, or threads ran with it. On the BF16 cache q is rounded to BF16 and
-// products follow AMX's TDPBF16PS (blocks of 32 along the sum; two FMA chains, even and odd, from zero; their sum; one
-// add), which every level reproduces. On the F32 cache (the checking path) sums are canonical 16-lane FMA sums.
+// For a query at position t and keys 0..t, keys are taken in chunks of kAttentionChunk at absolute positions. In units
+// of log2, with c = scale * log2(e):
+//   m_c = c * max (q . k_j);  p_j = bf16(2^(fma(q . k_j, c, -m_c)));  l_c = sum p_j;  o_c = sum p_j v_j
+// and chunks are merged in ascending order, the first one passing unchanged:
+//   m' = max(m, m_c);  a = 2^(m - m');  b = 2^(m_c - m');  l = fma(l, a, l_c * b);  o = fma(o, a, o_c * b)
+// The result is (o + 0) / l. A masked key contributes an exact zero, so a row's bits do not depend on which other rows,
+// chunks of prefill, or threads ran with it.
+//
+// On the BF16 cache q is rounded to BF16 and both products follow AMX's TDPBF16PS, which every level reproduces: for
+// each 32 elements of the sum two FMA chains, even and odd, ascending from zero; their sum; one addition. l_c has 16
+// lanes: of each 32 keys lane i adds p[2i+1], then p[2i]; then the fold of rows.h. On the F32 cache (the checking path)
+// p is not rounded, q . k is a canonical 16-lane FMA sum, and o_c one FMA chain over the keys.
+// Why so, and what it costs: docs/decisions/0001-canonical-arithmetic.md.
 // Online softmax: Milakov and Gimelshein (2018); chunking as in FlashDecoding (Dao et al., 2023).
+//
+// Thread-safe: pure over their arguments. Run with denormals flushed (base/thread_team.h): the matrix unit flushes
+// whatever the mode, so without it the levels may differ in values below 2^-126.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -23,10 +31,10 @@ inline constexpr int kAttentionChunk = 256;  // keys per softmax chunk (8 pages)
 enum class KvType : uint8_t { bf16, f32 };
 
 // One layer's share of a KV page holds, per KV head, a K part and a V part of kPageTokens x head_dim elements.
-//   bf16 K: for each 16 keys, for each pair of dims: [key % 16][dim % 2]          (score product's B tiles)
-//   bf16 V: for each pair of keys, for each 16 dims:  [dim % 16][key % 2]          (value product's B tiles)
-//   exact offsets: see kv_offset() in attention.cc;   f32: plain [token][dim] for both
-// head_dim is a multiple of 32 for bf16 (64, 96, 128, 256), any even number for f32. Pages must be zero or hold finite
+//   bf16 K: [key / 16][dim / 2][key % 16][dim % 2]  (16 pairs of dims are a tile: the score product's right side)
+//   bf16 V: [dim / 16][key / 2][dim % 16][key % 2]  (likewise for the value product)
+//   f32:    [token][dim] for both
+// head_dim is a multiple of 32 up to 256 for bf16, any even number for f32. Pages must be zero or hold finite
 // values everywhere: a key that is masked is multiplied by zero.
 struct KvShape {
   int layers = 0;
@@ -46,7 +54,7 @@ struct KvView {
 };
 
 // Writes keys (after RoPE) and values of `rows` consecutive positions into their pages, rounding to the cache's type.
-// k, v: [rows][kv_heads * head_dim] with strides in floats.
+// k, v: [rows][kv_heads * head_dim] with strides in floats. Threads may write different rows of a page at once.
 using KvWriteFn = void(const KvShape& shape, const KvView& view, int layer, int64_t first_position, int rows,
                        const float* k, int64_t k_stride, const float* v, int64_t v_stride);
 
@@ -55,7 +63,7 @@ struct AttentionArgs {
   KvView view;
   int layer = 0;
   int q_heads = 0;             // a multiple of shape.kv_heads; head h reads KV head h / (q_heads / kv_heads)
-  float scale = 0;             // head_dim^-1/2
+  float scale = 0;             // positive; head_dim^-1/2
   int64_t first_position = 0;  // rows are consecutive positions of one sequence, their K and V already written
   int rows = 0;
   const float* q = nullptr;    // [rows][q_heads * head_dim], after RoPE

@@ -1,9 +1,11 @@
 // Row operations: norms, activation functions, rotations, quantisation. Each row's result depends on that row alone and
 // is the same bits on every level: sums run in 16 lanes (lane j takes elements j, j+16, ...; FMA in ascending order) and
 // fold 8-4-2-1 (lane i += lane i+8, then i+4, i+2, i+1); transcendental functions are our own polynomials of FMAs.
+// Division and square root are IEEE's, never approximations. docs/decisions/0001-canonical-arithmetic.md says why.
 //
 // Quantised output: q[i][k] = rint(y * (127 / max|y|)) as int8, columns k..padded_k zeroed, scale[i] = max|y| / 127
-// (0 for an all-zero row). Non-finite input gives scale NaN or Inf and unspecified bytes, never a crash.
+// (0, and zero bytes, for a row whose values are all below 2^-120). Non-finite input gives scale NaN or Inf and
+// unspecified bytes, never a crash.
 //
 // Thread-safe: pure over their arguments. Run them with denormals flushed (base/thread_team.h).
 #pragma once
@@ -39,7 +41,8 @@ struct RowKernels {
   void (*head_rmsnorm)(float* x, int64_t x_stride, int m, int heads, int head_dim, const float* gain, float eps);
   // Sampling: index of the largest value (the lowest index among equals); NaN counts as -infinity.
   int (*argmax)(const float* x, int width);
-  // max and sum of exp((x - max) * inverse_temperature), canonical order.
+  // max and sum of exp((x - max) * inverse_temperature), canonical order; NaN counts as -infinity; if all are
+  // -infinity the sum is 0.
   void (*softmax_stats)(const float* x, int width, float inverse_temperature, float* max, float* sum);
   // out = exp((x - max) * inverse_temperature) / sum
   void (*softmax_write)(const float* x, int width, float inverse_temperature, float max, float sum, float* out);

@@ -10,6 +10,7 @@ namespace millrace::gateway {
 namespace {
 
 constexpr size_t kMaxRoleBytes = 64;
+constexpr size_t kMaxNameBytes = 4096;  // of a speaker or a tool call
 constexpr size_t kMaxTemplateKwargs = 64;
 constexpr size_t kMaxContentParts = 4096;
 
@@ -68,6 +69,8 @@ Expected<json::object> template_message(const json::value& value, size_t index) 
   if (role.empty())
     return refuse(Code::invalid_argument, fmt::format("'{}.role' is missing", param),
                   "missing_required_parameter", param + ".role");
+  MR_TRY(fields.string("name", "", kMaxNameBytes));
+  MR_TRY(fields.string("tool_call_id", "", kMaxNameBytes));
   MR_TRY(fields.unsupported("audio"));
   MR_TRY(fields.unsupported("function_call"));
   const json::array* calls = MR_TRY(fields.array("tool_calls", kMaxContentParts));

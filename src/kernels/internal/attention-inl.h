@@ -101,7 +101,7 @@ inline void attention_block(const AttentionArgs& args, int kv_head, int64_t firs
                           pages * kPageTokens, c, scratch.chunk_m + r, scratch.chunk_l + r);
     }
     values_of_chunk(args, kv_head, first_page, pages, rows, scratch);
-    merge_chunk(scratch, rows, head_dim);
+    merge_chunk(merge_of(scratch), rows, head_dim);
   }
   for (int r = 0; r < rows; ++r) {
     const RowPlace place = row_place(args, kv_head, first_row + r);

@@ -134,8 +134,8 @@ MR_INLINE float exponentiate_bf16(float* s, int total, float c, float m) {
   std::byte* p = reinterpret_cast<std::byte*>(s);
   V sum = set1(0);
   for (int k = 0; k < total; k += 32) {
-    const V p_0 = exp2_nonpositive<4>(fma(load(s + k), scale, offset));
-    const V p_1 = exp2_nonpositive<4>(fma(load(s + k + 16), scale, offset));
+    const V p_0 = exp2_nonpositive<3>(fma(load(s + k), scale, offset));
+    const V p_1 = exp2_nonpositive<3>(fma(load(s + k + 16), scale, offset));
     const __m512bh pairs = _mm512_cvtne2ps_pbh(p_1.x, p_0.x);
     store_words(p + k * 2, I{(__m512i)pairs});
     sum = {_mm512_dpbf16_ps(sum.x, pairs, ones)};
@@ -155,11 +155,6 @@ MR_INLINE void softmax_row(const AttentionScratch& scratch, int r, int64_t visib
   }
   scratch.chunk_m[r] = c * top;
   scratch.chunk_l[r] = exponentiate_bf16(s, total, c, c * top);
-}
-
-MR_INLINE void prefetch(const std::byte* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
 }
 
 template <bool two>
@@ -187,7 +182,7 @@ void attention_block(const AttentionArgs& args, int kv_head, int64_t first_row, 
                   pages * kPageTokens, c);
     publish_stores();
     for (int dim = 0; dim < head_dim; dim += 32) values_of_dims<two>(values, pages, dim, head_dim, scratch);
-    merge_chunk(scratch, rows, head_dim);
+    merge_chunk(merge_of(scratch), rows, head_dim);
   }
   for (int r = 0; r < rows; ++r) {
     const RowPlace place = row_place(args, kv_head, first_row + r);

@@ -51,8 +51,8 @@ MR_INLINE float exponentiate(float* s, int total, float c, float m) {
   const V scale = set1(c), offset = set1(-m);
   V sum = set1(0);
   for (int k = 0; k < total; k += 32) {
-    V p_0 = exp2_nonpositive < bf16 ? 4 : 6 > (fma(load(s + k), scale, offset));
-    V p_1 = exp2_nonpositive < bf16 ? 4 : 6 > (fma(load(s + k + 16), scale, offset));
+    V p_0 = exp2_nonpositive < bf16 ? 3 : 6 > (fma(load(s + k), scale, offset));
+    V p_1 = exp2_nonpositive < bf16 ? 3 : 6 > (fma(load(s + k + 16), scale, offset));
     if constexpr (bf16) p_0 = round_bf16_number(p_0), p_1 = round_bf16_number(p_1);
     store(s + k, p_0);
     store(s + k + 16, p_1);
@@ -88,24 +88,34 @@ inline void start_block(const AttentionScratch& scratch, int rows, int64_t row_f
 
 // Joins a chunk to what came before it. The first chunk passes unchanged: a = 2^-infinity = 0 and b = 1; a
 // chunk that a row does not see has b = 0 and a = 1.
-inline void merge_chunk(const AttentionScratch& scratch, int rows, int64_t row_floats) {
+struct Merge {
+  float *m, *l;  // [rows, up to a multiple of 16]
+  const float *chunk_m, *chunk_l;
+  float* o;  // [rows][row_floats]
+  const float* chunk_o;
+};
+inline void merge_chunk(const Merge& x, int rows, int64_t row_floats) {
   alignas(64) float a[kBlockRows], b[kBlockRows];
   for (int r = 0; r < rows; r += 16) {
-    const V old_m = load(scratch.m + r), chunk_m = load(scratch.chunk_m + r);
+    const V old_m = load(x.m + r), chunk_m = load(x.chunk_m + r);
     const V new_m = max(old_m, chunk_m);
     const V keep = exp2_nonpositive<6>(sub(old_m, new_m)), take = exp2_nonpositive<6>(sub(chunk_m, new_m));
-    store(scratch.m + r, new_m);
-    store(scratch.l + r, fma(load(scratch.l + r), keep, mul(load(scratch.chunk_l + r), take)));
+    store(x.m + r, new_m);
+    store(x.l + r, fma(load(x.l + r), keep, mul(load(x.chunk_l + r), take)));
     store(a + r, keep);
     store(b + r, take);
   }
   for (int r = 0; r < rows; ++r) {
     const V keep = set1(a[r]), take = set1(b[r]);
-    float* o = scratch.o + r * row_floats;
-    const float* chunk_o = scratch.chunk_o + r * row_floats;
+    float* o = x.o + r * row_floats;
+    const float* chunk_o = x.chunk_o + r * row_floats;
     for (int64_t d = 0; d < row_floats; d += 16)
       store(o + d, fma(load(o + d), keep, mul(load(chunk_o + d), take)));
   }
+}
+
+inline Merge merge_of(const AttentionScratch& scratch) {
+  return {scratch.m, scratch.l, scratch.chunk_m, scratch.chunk_l, scratch.o, scratch.chunk_o};
 }
 
 // out = o / l. The added zero makes every zero +0: whether a zero arose as -0 may depend on how many masked
@@ -158,7 +168,7 @@ inline void attention_row_f32(const AttentionArgs& args, int kv_head, int64_t in
       if (d < head_dim)
         store(scratch.chunk_o + d, fma(p, load_tail(v + d, head_dim - d), load(scratch.chunk_o + d)));
     }
-    merge_chunk(scratch, 1, row_floats);
+    merge_chunk(merge_of(scratch), 1, row_floats);
   }
   finish_row(scratch.o, scratch.l[0], head_dim, args.out + place.query * args.out_stride + place.column);
 }

@@ -45,28 +45,57 @@ struct Pending {
   const float* bias = nullptr;
   float* out = nullptr;
   int64_t out_stride = 0;
-  int row = 0, rows = 0;
+  int rows = 0;
   bool accumulate = false;
   __mmask16 mask[2] = {};
 };
 
-// Writes the next `count` rows of the block.
-inline __attribute__((always_inline)) void drain(Pending& p, int count) {
-  const int end = p.row + count < p.rows ? p.row + count : p.rows;
-  for (; p.row < end; ++p.row) {
-    const __m512 a_scale = _mm512_set1_ps(p.a_scale[p.row]);
-    float* out = p.out + p.row * p.out_stride;
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __mmask16 mask = p.mask[half];
-      __m512 y = _mm512_cvtepi32_ps(_mm512_load_si512(p.sums + p.row * kBlock + half * 16));
-      y = _mm512_mul_ps(_mm512_mul_ps(y, a_scale), _mm512_maskz_loadu_ps(mask, p.w_scale + half * 16));
-      if (p.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, p.bias + half * 16));
-      if (p.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out + half * 16), y);
-      _mm512_mask_storeu_ps(out + half * 16, mask, y);
+// The epilogue's way through one pending block, a few rows at a time. Lives in registers.
+class Drain {
+ public:
+  MR_ALWAYS_INLINE explicit Drain(const Pending& p)
+      : sums_(p.sums),
+        a_scale_(p.a_scale),
+        out_(p.out),
+        out_stride_(p.out_stride),
+        left_(p.rows),
+        bias_(p.bias != nullptr),
+        accumulate_(p.accumulate),
+        mask0_(p.mask[0]),
+        mask1_(p.mask[1]),
+        scale0_(_mm512_maskz_loadu_ps(mask0_, p.w_scale)),
+        scale1_(_mm512_maskz_loadu_ps(mask1_, p.w_scale + 16)),
+        bias0_(_mm512_maskz_loadu_ps(bias_ ? mask0_ : __mmask16{0}, p.bias)),
+        bias1_(_mm512_maskz_loadu_ps(bias_ ? mask1_ : __mmask16{0}, p.bias + 16)) {}
+
+  MR_ALWAYS_INLINE void rows(int count) {
+    for (; count > 0 && left_ > 0; --count, --left_) {
+      const __m512 a_scale = _mm512_set1_ps(*a_scale_++);
+      write(sums_, out_, a_scale, scale0_, bias0_, mask0_);
+      write(sums_ + 16, out_ + 16, a_scale, scale1_, bias1_, mask1_);
+      sums_ += kBlock;
+      out_ += out_stride_;
     }
   }
-}
+
+ private:
+  MR_ALWAYS_INLINE void write(const int32_t* sums, float* out, __m512 a_scale, __m512 w_scale, __m512 bias,
+                              __mmask16 mask) const {
+    __m512 y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums)), a_scale), w_scale);
+    if (bias_) y = _mm512_add_ps(y, bias);
+    if (accumulate_) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+    _mm512_mask_storeu_ps(out, mask, y);
+  }
+
+  const int32_t* sums_;
+  const float* a_scale_;
+  float* out_;
+  const int64_t out_stride_;
+  int left_;
+  const bool bias_, accumulate_;
+  const __mmask16 mask0_, mask1_;
+  const __m512 scale0_, scale1_, bias0_, bias1_;
+};
 
 // Brings lines of B into L2 before they are needed, some per step.
 struct Fetch {
@@ -75,7 +104,7 @@ struct Fetch {
   int lines = 0;  // a step, a multiple of 4
 };
 
-inline __attribute__((always_inline)) void fetch_some(Fetch& f) {
+MR_ALWAYS_INLINE inline void fetch_some(Fetch& f) {
   if (f.next >= f.end) return;
   for (int line = 0; line < f.lines; line += 4) {
     _mm_prefetch(f.next + line * 64, _MM_HINT_T1);
@@ -96,7 +125,7 @@ struct Operands {
 
 // sums (32 x 32) = or += A * B; the pending block's epilogue and the fetching run in between.
 template <bool kTwoRows, bool kTwoColumns>
-void multiply(const Operands& s, bool add, int32_t* sums, Pending& pending, Fetch& fetch) {
+void multiply(const Operands& s, bool add, int32_t* sums, const Pending& pending, Fetch& fetch_state) {
   constexpr int64_t kSumsStride = kBlock * 4;
   int32_t* const lower = sums + 16 * kBlock;
   if (add) {
@@ -110,6 +139,8 @@ void multiply(const Operands& s, bool add, int32_t* sums, Pending& pending, Fetc
     _tile_zero(2);
     _tile_zero(3);
   }
+  Drain drain(pending);
+  Fetch fetch = fetch_state;
   const int share = static_cast<int>(ceil_div64(pending.rows, s.tiles));
   const int8_t* a0 = s.a;
   const int8_t* a1 = s.a + 16 * s.a_stride;
@@ -129,13 +160,14 @@ void multiply(const Operands& s, bool add, int32_t* sums, Pending& pending, Fetc
       if (kTwoRows) _tile_dpbssd(3, 5, 7);
     }
     fetch_some(fetch);
-    drain(pending, share);
+    drain.rows(share);
     a0 += kGemmKBlock;
     a1 += kGemmKBlock;
     b0 += kTileBytes;
     b1 += kTileBytes;
   }
-  drain(pending, kBlock);
+  fetch_state = fetch;
+  drain.rows(kBlock);
   _tile_stored(0, sums, kSumsStride);
   if (kTwoColumns) _tile_stored(1, sums + 16, kSumsStride);
   if (kTwoRows) _tile_stored(2, lower, kSumsStride);
@@ -173,7 +205,7 @@ class Gemm {
         panel(row, n, end);
       }
     }
-    drain(pending_, kBlock);
+    Drain(pending_).rows(kBlock);
   }
 
  private:
@@ -212,6 +244,7 @@ class Gemm {
         } else {
           multiply<false, false>(s, depth > 0, sums, pending_, fetch_);
         }
+        pending_.rows = 0;  // drained
         if (depth + 1 == depths_) set_pending(row, n, sums);
       }
     }
@@ -224,7 +257,6 @@ class Gemm {
     pending_.bias = args_.bias != nullptr ? args_.bias + n : nullptr;
     pending_.out = args_.out + row * args_.out_stride + n;
     pending_.out_stride = args_.out_stride;
-    pending_.row = 0;
     pending_.rows = static_cast<int>(min64(kBlock, args_.m - row));
     pending_.accumulate = args_.accumulate;
     const int left = static_cast<int>(min64(columns_, w_.n) - n);

@@ -66,24 +66,25 @@ template <int R>
 void block(const GemmS8Args& args, const int16_t* a, int64_t k_padded, int64_t row, int64_t n) {
   const int8_t* w = args.w->tiles + n * k_padded;
   __m256i sums[R][4];
-#pragma GCC unroll 2
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+  MR_UNROLLED
+  for (int r = 0; r < R; ++r) {
+    MR_UNROLLED
     for (int q = 0; q < 4; ++q) sums[r][q] = _mm256_setzero_si256();
+  }
   for (int64_t k = 0; k < k_padded; k += 4) {
     __m256i x[R];
-#pragma GCC unroll 2
+    MR_UNROLLED
     for (int r = 0; r < R; ++r)
       x[r] = _mm256_set1_epi64x(*reinterpret_cast<const long long*>(a + r * k_padded + k));
-#pragma GCC unroll 4
+    MR_UNROLLED
     for (int q = 0; q < 4; ++q) {  // four channels: 16 bytes
       const auto* bytes = reinterpret_cast<const __m128i*>(w + k * kGemmNBlock + q * 16);
       const __m256i weights = _mm256_cvtepi8_epi16(_mm_load_si128(bytes));
-#pragma GCC unroll 2
+      MR_UNROLLED
       for (int r = 0; r < R; ++r) sums[r][q] = _mm256_add_epi32(sums[r][q], _mm256_madd_epi16(weights, x[r]));
     }
   }
-#pragma GCC unroll 2
+  MR_UNROLLED
   for (int r = 0; r < R; ++r) {
     finish(args, join(sums[r][0], sums[r][1]), row + r, n);
     finish(args, join(sums[r][2], sums[r][3]), row + r, n + 8);
@@ -149,15 +150,16 @@ void block_f32(const GemmF32Args& args, int64_t row, int64_t n) {
   const float* w = args.w + n * args.k;
   const int64_t k = args.k, whole = k / 16 * 16;
   Lanes sums[R][N];
-#pragma GCC unroll 2
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
+  MR_UNROLLED
+  for (int r = 0; r < R; ++r) {
+    MR_UNROLLED
     for (int c = 0; c < N; ++c) sums[r][c] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  }
   for (int64_t i = 0; i < whole; i += 16) {
-#pragma GCC unroll 3
+    MR_UNROLLED
     for (int c = 0; c < N; ++c) {
       const __m256 low = _mm256_loadu_ps(w + c * k + i), high = _mm256_loadu_ps(w + c * k + i + 8);
-#pragma GCC unroll 2
+      MR_UNROLLED
       for (int r = 0; r < R; ++r) {
         const float* x = a + r * args.a_stride + i;
         sums[r][c].low = _mm256_fmadd_ps(_mm256_loadu_ps(x), low, sums[r][c].low);
@@ -165,9 +167,9 @@ void block_f32(const GemmF32Args& args, int64_t row, int64_t n) {
       }
     }
   }
-#pragma GCC unroll 2
+  MR_UNROLLED
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 3
+    MR_UNROLLED
     for (int c = 0; c < N; ++c) {
       Lanes v = sums[r][c];
       if (whole < k) {

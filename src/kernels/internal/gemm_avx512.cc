@@ -67,25 +67,27 @@ void block(const Context& c, int64_t row, int64_t n) {
   const int8_t* w = c.args.w->tiles + n * c.k;
   const int64_t next = kGemmNBlock * c.k;
   __m512i sums[R][B];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
+  MR_UNROLLED
+  for (int r = 0; r < R; ++r) {
+    MR_UNROLLED
     for (int b = 0; b < B; ++b) sums[r][b] = _mm512_setzero_si512();
+  }
   for (int64_t k = 0; k < c.k; k += 4) {
     __m512i weights[B];
-#pragma GCC unroll 3
+    MR_UNROLLED
     for (int b = 0; b < B; ++b) weights[b] = _mm512_load_si512(w + b * next + k * kGemmNBlock);
-#pragma GCC unroll 8
+    MR_UNROLLED
     for (int r = 0; r < R; ++r) {
       const __m512i x = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(c.a + r * c.k + k));
-#pragma GCC unroll 3
+      MR_UNROLLED
       for (int b = 0; b < B; ++b) sums[r][b] = _mm512_dpbusd_epi32(sums[r][b], x, weights[b]);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
+  MR_UNROLLED
+  for (int r = 0; r < R; ++r) {
+    MR_UNROLLED
     for (int b = 0; b < B; ++b) finish(c.args, sums[r][b], row + r, n + b * kGemmNBlock);
+  }
 }
 
 template <int B>
@@ -116,7 +118,7 @@ void row_block(const Context& c, int64_t row, int64_t n) {
   const int8_t* w = c.args.w->tiles + n * c.k;
   __m512i sums[4] = {};
   for (int64_t k = 0; k < c.k; k += kGemmKBlock) {
-#pragma GCC unroll 16
+    MR_UNROLLED
     for (int quad = 0; quad < 16; ++quad) {
       const int8_t* line = w + (k + quad * 4) * kGemmNBlock;
       _mm_prefetch(reinterpret_cast<const char*>(line + 8192), _MM_HINT_T1);
@@ -178,25 +180,26 @@ void block_f32(const GemmF32Args& args, int64_t row, int64_t n) {
   const float* w = args.w + n * args.k;
   const int64_t k = args.k;
   __m512 sums[R][N];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+  MR_UNROLLED
+  for (int r = 0; r < R; ++r) {
+    MR_UNROLLED
     for (int c = 0; c < N; ++c) sums[r][c] = _mm512_setzero_ps();
+  }
   for (int64_t i = 0; i < k; i += 16) {
     const __mmask16 mask = mask_of(k - i);
     __m512 x[R];
-#pragma GCC unroll 4
+    MR_UNROLLED
     for (int r = 0; r < R; ++r) x[r] = _mm512_maskz_loadu_ps(mask, a + r * args.a_stride + i);
-#pragma GCC unroll 4
+    MR_UNROLLED
     for (int c = 0; c < N; ++c) {
       const __m512 y = _mm512_maskz_loadu_ps(mask, w + c * k + i);
-#pragma GCC unroll 4
+      MR_UNROLLED
       for (int r = 0; r < R; ++r) sums[r][c] = _mm512_mask3_fmadd_ps(x[r], y, sums[r][c], mask);
     }
   }
-#pragma GCC unroll 4
+  MR_UNROLLED
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+    MR_UNROLLED
     for (int c = 0; c < N; ++c) {
       float y = fold(sums[r][c]);
       if (args.bias != nullptr) y = y + args.bias[n + c];

@@ -38,7 +38,7 @@ int64_t peak_round_avx2(int64_t rounds) {
   __m256i x = _mm256_set1_epi16(3), y = _mm256_set1_epi16(5);
   for (auto& s : sum) s = _mm256_setzero_si256();
   for (int64_t round = 0; round < rounds; ++round) {
-#pragma GCC unroll 8
+    MR_UNROLLED
     for (int i = 0; i < kChains; ++i) {
       __asm__ volatile("" : "+x"(x), "+x"(y));
       sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(x, y));
@@ -69,7 +69,7 @@ int64_t peak_round_avx512(int64_t rounds) {
   __m512i x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
   for (auto& s : sum) s = _mm512_setzero_si512();
   for (int64_t round = 0; round < rounds; ++round) {
-#pragma GCC unroll 16
+    MR_UNROLLED
     for (int i = 0; i < kChains; ++i) {
       __asm__ volatile("" : "+v"(x), "+v"(y));
       sum[i] = _mm512_dpbusd_epi32(sum[i], x, y);

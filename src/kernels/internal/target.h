@@ -14,6 +14,18 @@
 #define MR_TARGET_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
 #define MR_TARGET_AMX "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,amx-bf16"
 
+// A kernel is one function: whatever it calls per tile or per row takes this.
+#define MR_ALWAYS_INLINE __attribute__((always_inline))
+
+// Before a short loop over registers: unrolled whole, so that an array of vectors becomes registers. (The
+// files that hold many are also compiled without GCC 12's partial redundancy elimination, see
+// CMakeLists.txt.)
+#if defined(__clang__)
+#define MR_UNROLLED _Pragma("unroll")
+#else
+#define MR_UNROLLED _Pragma("GCC unroll 32")
+#endif
+
 #define MR_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define MR_BEGIN_TARGET(list) \

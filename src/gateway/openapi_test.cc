@@ -1,0 +1,76 @@
+// The served document and the routes must tell the same story.
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <set>
+
+#include "base/json.h"
+#include "gateway/internal/api.h"
+#include "gateway/internal/embedded_files.h"
+
+namespace millrace::gateway {
+namespace {
+
+json::value document() {
+  auto parsed = parse_json(kOpenApiJson);
+  MR_CHECK(parsed.has_value(), parsed.error().message);
+  return *parsed;
+}
+
+TEST(OpenApi, EveryRouteIsDescribedAndNothingElse) {
+  const json::value doc = document();
+  EXPECT_EQ(doc.at("openapi").as_string(), "3.1.0");
+  EXPECT_NE(doc.at("info").at("version").as_string(), "0.0.0");  // the build puts ours in
+  std::set<std::string> described, served;
+  for (const auto& [path, operations] : doc.at("paths").as_object())
+    for (const auto& [method, operation] : operations.as_object())
+      described.insert(std::string(method) + " " + std::string(path));
+  for (const Route& route : routes()) {
+    std::string method(route.method);
+    for (char& c : method) c = static_cast<char>(tolower(c));
+    served.insert(method + " " + std::string(route.path));
+    const json::object& operation =
+        doc.at("paths").as_object().at(std::string(route.path)).as_object().at(method).as_object();
+    EXPECT_EQ(operation.at("security").as_array().empty(), route.open) << route.path;
+    EXPECT_EQ(operation.contains("requestBody"), route.method == "POST") << route.path;
+  }
+  EXPECT_EQ(described, served);
+}
+
+void check_references(const json::value& doc, const json::value& value) {
+  if (value.is_array()) {
+    for (const json::value& entry : value.get_array()) check_references(doc, entry);
+  } else if (value.is_object()) {
+    for (const auto& [key, entry] : value.get_object()) {
+      if (key == "$ref") {
+        json::error_code error;
+        const std::string pointer = std::string(entry.as_string()).substr(1);
+        EXPECT_NE(doc.find_pointer(pointer, error), nullptr) << pointer;
+      } else {
+        check_references(doc, entry);
+      }
+    }
+  }
+}
+
+TEST(OpenApi, ReferencesLeadSomewhere) { check_references(document(), document()); }
+
+TEST(OpenApi, ThePageCarriesItsStyleAndScript) {
+  EXPECT_NE(kChatPage.find("<style>"), kChatPage.npos);
+  EXPECT_NE(kChatPage.find("</script>"), kChatPage.npos);
+  EXPECT_EQ(kChatPage.find("href=\"chat.css\""), kChatPage.npos);
+  EXPECT_EQ(kChatPage.find("src=\"chat.js\""), kChatPage.npos);
+}
+
+TEST(Routes, PathsAndMethods) {
+  EXPECT_EQ(find_route("GET", "/v1/models").pattern, "/v1/models");
+  EXPECT_EQ(find_route("GET", "/v1/models/a/b").pattern, "/v1/models/{model}");
+  EXPECT_EQ(find_route("GET", "/v1/models/").pattern, "");
+  EXPECT_EQ(find_route("GET", "/v1/modelsx").pattern, "");
+  EXPECT_NE(find_route("HEAD", "/version").route, nullptr);
+  EXPECT_EQ(find_route("DELETE", "/version").route, nullptr);
+  EXPECT_EQ(find_route("DELETE", "/version").allow, "GET, HEAD, OPTIONS");
+}
+
+}  // namespace
+}  // namespace millrace::gateway
