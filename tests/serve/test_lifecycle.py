@@ -61,7 +61,7 @@ def test_wrong_input_is_told_at_once(tmp_path):
 
     from conftest import MILLRACE
     for arguments, word in ((["serve", "no-such-model"], "no-such-model"), (["serve", "--port", "99999"], "port"),
-                            (["serve", str(tmp_path)], "config.json"), (["frobnicate"], "frobnicate")):
+                            (["serve", str(tmp_path)], "config.json"), (["frobnicate"], "subcommand")):
         done = subprocess.run([MILLRACE, *arguments], capture_output=True, text=True, timeout=20)
         assert done.returncode == 2, (arguments, done)
         assert word in done.stderr + done.stdout, (arguments, done)
