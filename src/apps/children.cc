@@ -65,7 +65,7 @@ void greet(const GatewayArguments& arguments, const std::string& name, bool chat
   if (chat) {
     fmt::print("  Try:    curl {}/v1/chat/completions -H 'Content-Type: application/json'{} \\\n"
                "            -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of "
-               "France?\"}}]}}'\n",
+               "France?\"}}], \"temperature\": 0}}'\n",
                base, key, name);
   } else {
     fmt::print("  Try:    curl {}/v1/completions -H 'Content-Type: application/json'{} -d '{{\"model\": \"{}\", \"prompt\": "

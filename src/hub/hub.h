@@ -28,6 +28,7 @@ struct CatalogueEntry {
   std::string sha256;                  // of the file
   uint64_t wheel_bytes = 0;            // what is downloaded
   std::string description;
+  std::string generation_config;       // the model card's sampling advice, kept beside the file; "" for none
 };
 const std::vector<CatalogueEntry>& catalogue();
 

@@ -202,6 +202,12 @@ Expected<Checkpoint> open_checkpoint(const std::filesystem::path& path) {
   Checkpoint out = MR_TRY(checkpoint_from_gguf(MR_TRY(GgufFile::open(path))));
   if (out.config.name.empty()) out.config.name = path.stem().string();
   out.tokenizer = MR_TRY(tokenizer_from_gguf(*out.gguf));
+  // GGUF has no sampling defaults; a generation_config.json beside the file gives them.
+  const std::string generation = MR_TRY(read_optional(path.parent_path() / "generation_config.json", kMaxJsonFileBytes));
+  if (!generation.empty()) {
+    MR_TRY(apply_generation_config(generation, out.config));
+    MR_TRY(out.config.validate());
+  }
   return out;
 }
 

@@ -159,6 +159,11 @@ Expected<void> read_generation(const json::object& file, ModelConfig& out) {
 
 }  // namespace
 
+Expected<void> apply_generation_config(std::string_view generation_config_json, ModelConfig& config) {
+  const json::object file = MR_TRY(parse_object(generation_config_json, "generation_config.json"));
+  return read_generation(file, config);
+}
+
 Expected<ModelConfig> config_from_hugging_face(std::string_view config_json,
                                                std::string_view generation_config_json) {
   const json::object file = MR_TRY(parse_object(config_json, "config.json"));
@@ -184,8 +189,7 @@ Expected<ModelConfig> config_from_hugging_face(std::string_view config_json,
   out.bos = bos.empty() ? -1 : bos[0];
   out.eos = MR_TRY(read_ids(file, "eos_token_id"));
   MR_TRY(page->from_hugging_face(file, out));
-  if (!generation_config_json.empty())
-    MR_TRY(read_generation(MR_TRY(parse_object(generation_config_json, "generation_config.json")), out));
+  if (!generation_config_json.empty()) MR_TRY(apply_generation_config(generation_config_json, out));
   MR_TRY(out.validate());
   return out;
 }

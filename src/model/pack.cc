@@ -363,6 +363,8 @@ Expected<std::string> packed_file_name(const std::filesystem::path& checkpoint, 
     for (const auto& file : files) hash = MR_TRY(file_facts(file, hash));
   } else {
     hash = MR_TRY(file_facts(checkpoint, hash));
+    const auto generation = checkpoint.parent_path() / "generation_config.json";
+    if (std::filesystem::exists(generation, error)) hash = MR_TRY(file_facts(generation, hash));
   }
   return fmt::format("{}-{:016x}.{}.mrpack", stem, hash, type_name);
 }

@@ -14,6 +14,9 @@ TOPICS = ["rivers", "bread", "the moon", "glass", "bees", "maps", "salt", "clock
           "music", "ships", "gardens", "stars"]
 
 
+undisturbed = {}  # the calm replies of the first run, whatever its number of groups
+
+
 def body(i):
     return {"model": "smollm2", "messages": [{"role": "user", "content": f"Write a long essay about {TOPICS[i]}."}],
             "temperature": 0.8, "seed": 100 + i, "max_tokens": 200, "ignore_eos": True, "stream": True,
@@ -45,6 +48,7 @@ def test_kill_9_every_two_seconds(start, groups):
                                          limits=httpx.Limits(max_connections=100)) as client:
                 calm = await asyncio.gather(*(stream(client, i) for i in range(STREAMS)))
                 assert all(tokens == 200 and finish == "length" for _, tokens, finish in calm)
+                assert undisturbed.setdefault("calm", calm) == calm, "the number of groups changed a reply"
                 end = time.monotonic() + SECONDS / groups
                 kills = 0
 

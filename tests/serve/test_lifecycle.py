@@ -93,3 +93,39 @@ def test_memory_is_flat_over_many_requests(server, http):
     for was, now in zip(before, after):
         # the group's KV pool is touched page by page until it is full: allow for it, not for a leak per request
         assert now - was < 64 * 1024 + was * 0.1, (before, after)
+
+
+def test_second_start_is_fast_and_groups_share_the_weights(tmp_path):
+    from conftest import serving
+    with serving(tmp_path):
+        pass  # packs, if it was never done here
+    server = Server(tmp_path / "again")
+    took = server.wait_ready()
+    maps = packed_pages(server)
+    server.stop()
+    print(f"second start to ready: {took:.2f} s")
+    assert took < 10  # a bound against repacking; the figure itself belongs to bench/results
+    two = Server(tmp_path / "two", "--groups", "2")
+    two.wait_ready()
+    httpx.post(f"{two.base}/v1/completions", json={"model": "smollm2", "prompt": ["a", "b", "c", "d"], "max_tokens": 4}, timeout=60)
+    both = packed_pages(two)
+    two.stop()
+    assert both["anonymous_kb"] == 0 and maps["anonymous_kb"] == 0  # mapped, not copied
+    assert both["resident_kb"] <= 1.15 * both["file_kb"]  # proportional share: one copy for all processes
+
+
+def packed_pages(server):
+    """What the packed file costs in memory: proportional set size over all processes, and private copies of it."""
+    total = {"resident_kb": 0, "anonymous_kb": 0, "file_kb": 0}
+    for pid in server.groups() + server.gateway():
+        inside = False
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            if line.split(" ")[0].count("-") == 1 and ":" not in line.split(" ")[0]:
+                inside = line.endswith(".mrpack")
+                if inside:
+                    total["file_kb"] = max(total["file_kb"], os.path.getsize(line.split()[-1]) // 1024)
+            elif inside and line.startswith("Pss:"):
+                total["resident_kb"] += int(line.split()[1])
+            elif inside and line.startswith("Private_Dirty:"):
+                total["anonymous_kb"] += int(line.split()[1])
+    return total

