@@ -4,7 +4,8 @@ of both on one core in one run.
     python3 -m pytest tests/tokenizer                      # equality, decoding
     python3 tests/tokenizer/test_equality.py speed         # the table of speeds
 
-MILLRACE_BUILD names the build folder (default build/release), MILLRACE_TEST_GGUF a SmolLM2 GGUF.
+MILLRACE_BUILD names the build folder (default build/release), MILLRACE_TEST_GGUF a SmolLM2 GGUF (default: the
+one that `millrace pull smollm2` fetched).
 """
 
 import os
@@ -31,7 +32,8 @@ import corpus
 import vocabularies
 
 BINARY = pathlib.Path(os.environ.get("MILLRACE_BUILD", ROOT / "build" / "release")) / "unit" / "tokenizer_encode"
-GGUF = os.environ.get("MILLRACE_TEST_GGUF", "")
+HOME = pathlib.Path(os.environ.get("MILLRACE_HOME") or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "millrace")
+GGUF = os.environ.get("MILLRACE_TEST_GGUF") or next(map(str, (HOME / "models" / "smollm2").glob("*.gguf")), "")
 TRAINED = list(vocabularies.PRE_TOKENIZERS)
 SENTENCEPIECE = ["legacy", "always", "first", "never"]
 REAL = ["deepseek", "llama3", "qwen"]
@@ -42,7 +44,7 @@ def prepare(name, folder):
     """(the package's tokenizer, the file that ours reads)"""
     if name in SMOLLM2:
         if not GGUF:
-            pytest.skip("MILLRACE_TEST_GGUF is not set")
+            pytest.skip("no SmolLM2 GGUF here: millrace pull smollm2, or set MILLRACE_TEST_GGUF")
         return vocabularies.smollm2_from_gguf(GGUF), GGUF
     if name in REAL:
         tokenizer = vocabularies.real(name)

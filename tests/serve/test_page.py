@@ -1,0 +1,86 @@
+"""The chat page in a real, headless Chromium (Debian's packages chromium and chromium-driver)."""
+import shutil
+import time
+
+import pytest
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed")
+
+HOSTILE = {
+    "<img src=x onerror=alert(1)>": "<p>&lt;img src=x onerror=alert(1)&gt;</p>",
+    "<script>alert(1)</script>": "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>",
+    "[x](javascript:alert(1))": "<p>x (javascript:alert(1))</p>",
+    "[x](data:text/html;base64,AAAA)": "<p>x (data:text/html;base64,AAAA)</p>",
+    "```\n</code><b>\n```": "<pre><code>&lt;/code&gt;&lt;b&gt;</code></pre>",
+}
+PLAIN = {
+    "**b** and *i* and `c`": "<p><strong>b</strong> and <em>i</em> and <code>c</code></p>",
+    "# T\n\ntext": "<h2>T</h2><p>text</p>",
+    "- a\n- b": "<ul><li>a</li><li>b</li></ul>",
+    "2. a\n3. b": '<ol start="2"><li>a</li><li>b</li></ol>',
+    "```py\nx = 1\n```": '<pre><code data-language="py">x = 1</code></pre>',
+    "```py\nx = 1": '<pre><code data-language="py">x = 1</code></pre>',  # a stream's end
+    "|a|b|\n|-|-|\n|1|2|": "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>",
+    "2 * 3 * 4 and a_b_c": "<p>2 * 3 * 4 and a_b_c</p>",
+}
+
+
+@pytest.fixture(scope="module")
+def browser(server):
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1000,800"):
+        options.add_argument(argument)
+    options.binary_location = CHROMIUM
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(60)
+    driver.get(server.base + "/")
+    yield driver
+    driver.quit()
+
+
+def wait_for(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the page did not get there")
+
+
+def ask(browser, words):
+    from selenium.webdriver.common.keys import Keys
+    prompt = browser.find_element("id", "prompt")
+    prompt.send_keys(words)
+    prompt.send_keys(Keys.ENTER)
+    wait_for(lambda: browser.find_element("id", "send").is_displayed())
+    return browser.find_elements("css selector", ".assistant")[-1].text
+
+
+def test_a_conversation_streams_and_shows_its_figures(browser, tmp_path):
+    wait_for(lambda: browser.find_element("id", "health").text == "ready")
+    assert browser.find_element("id", "model").text == "smollm2"
+    browser.find_element("css selector", "#settings summary").click()
+    browser.find_element("id", "temperature").send_keys("0")
+    browser.find_element("id", "max_tokens").send_keys("40")
+    assert "Paris" in ask(browser, "What is the capital of France?")
+    figures = browser.find_element("css selector", ".figures").text
+    assert "TTFT" in figures and "tokens/s" in figures and "tokens" in figures
+    assert ask(browser, "And of Italy?")
+    assert len(browser.find_elements("css selector", ".turn")) == 4
+    browser.save_screenshot(str(tmp_path / "page.png"))
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "favicon" not in entry["message"]]
+
+
+def test_an_error_is_shown_and_the_page_goes_on(browser):
+    browser.execute_script("document.getElementById('temperature').value = '9'")
+    assert "temperature" in ask(browser, "Hello")
+    browser.execute_script("document.getElementById('temperature').value = '0'")
+    assert ask(browser, "Hello")
+
+
+@pytest.mark.parametrize("source,expected", [*HOSTILE.items(), *PLAIN.items()])
+def test_markdown_is_nodes_and_never_html(browser, source, expected):
+    script = "const v = document.createElement('div'); v.append(renderMarkdown(arguments[0])); return v.innerHTML"
+    assert browser.execute_script(script, source) == expected
