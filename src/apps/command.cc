@@ -32,6 +32,7 @@ class YamlConfig : public CLI::Config {
       if (!root.IsMap()) throw CLI::FileError("the configuration file is not a map of flags");
       for (const auto& entry : root) {
         CLI::ConfigItem item;
+        item.parents = {"serve"};
         item.name = entry.first.as<std::string>();
         if (entry.second.IsSequence()) {
           for (const auto& value : entry.second) item.inputs.push_back(value.as<std::string>());
@@ -63,19 +64,22 @@ struct Verbs {
 
 void add_serve(CLI::App& app, ServeFlags& flags) {
   CLI::App* verb = app.add_subcommand("serve", "serve MODEL through an OpenAI-compatible API");
-  verb->footer("Example:\n  millrace serve smollm2 --port 8000 --groups 2 --api-key SECRET\n  curl "
+  verb->footer("--config FILE.yaml takes these flags from a file (`port: 8001`); the command line wins.\n\nExample:\n  millrace serve smollm2 --port 8000 --groups 2 --api-key SECRET\n  curl "
                "http://127.0.0.1:8000/v1/models");
-  verb->set_config("--config", "", "YAML file of flags, e.g. `port: 8001`");
-  verb->config_formatter(std::make_shared<YamlConfig>());
-  verb->allow_config_extras(CLI::config_extras_mode::error);
+  // CLI11 reads configuration at the top only: the flag stands there, and serve lets it through.
+  app.set_config("--config", "", "YAML file of serve's flags, e.g. `port: 8001`");
+  app.config_formatter(std::make_shared<YamlConfig>());
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  verb->fallthrough();
   add_model_flags(*verb, flags.model);
   verb->add_option("--host", flags.host, "address to listen on")->capture_default_str();
   verb->add_option("--port", flags.port, "port to listen on")->check(CLI::Range(1, 65535))->capture_default_str();
   verb->add_option("--groups,--data-parallel-size", flags.groups, "DP groups: engine processes that share the weights")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  verb->add_option("--served-model-name", flags.served_model_names, "names that requests may use (default: MODEL)");
-  verb->add_option("--api-key", flags.api_keys, "key that requests must carry; may be repeated");
+  verb->add_option("--served-model-name", flags.served_model_names, "name that requests may use (default: MODEL); may be repeated")
+      ->allow_extra_args(false);
+  verb->add_option("--api-key", flags.api_keys, "key that requests must carry; may be repeated")->allow_extra_args(false);
   verb->add_option("--api-key-file", flags.api_key_file, "file with one key a line")->check(CLI::ExistingFile);
   verb->add_option("--chat-template", flags.chat_template_file, "Jinja file to use in place of the model's own")
       ->check(CLI::ExistingFile);
