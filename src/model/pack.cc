@@ -134,7 +134,7 @@ void Packer::add_linear(const PlannedLinear& l) {
   if (!tiles_stay_in_parts) return add_rows(0, l.rows());
   int64_t first = 0;
   for (const PlannedPart& part : l.parts) {
-    const int64_t step = job_rows(l.k, std::max(kernels::kGemmNBlock, part.rotate_rows_block));
+    const int64_t step = job_rows(l.k, std::max(kernels::kGemmNBlock, part.rotate_rows.period()));
     for (int64_t row = 0; row < part.rows; row += step)
       add_rows(first + row, first + std::min<int64_t>(part.rows, row + step));
     first += part.rows;
@@ -149,7 +149,7 @@ Expected<void> Packer::write_embedding(const PlannedEmbed& m, int64_t begin, int
   release_rows(tensor, begin, end);
   const uint64_t at = offsets_.at(m.section), first = static_cast<uint64_t>(begin * m.width);
   if (!int8()) return file_.write_at(at + first * sizeof(float), bytes_of(scratch.floats.data(), count));
-  rotate_columns(scratch.floats.data(), end - begin, m.width, m.rotate_block);
+  rotate_columns(scratch.floats.data(), end - begin, m.width, m.rotate_columns);
   scratch.bytes.resize(static_cast<size_t>(count) * sizeof(uint16_t));
   for (int64_t i = 0; i < count; ++i) {
     const uint16_t bits = bf16_of_float(scratch.floats[static_cast<size_t>(i)]);
@@ -163,7 +163,7 @@ Expected<void> Packer::write_bias(const PlannedLinear& l) {
   for (const PlannedPart& part : l.parts) {
     const SourceTensor& tensor = *MR_TRY(checkpoint_.find(part.bias, 1, part.rows));
     auto bias = MR_TRY(read_vector(tensor, checkpoint_.is_gguf ? part.gguf_permuted_heads : 0));
-    if (int8()) rotate_rows(bias.data(), part.rows, 1, part.rotate_rows_block);
+    if (int8()) rotate_rows(bias.data(), part.rows, 1, part.rotate_rows);
     all.insert(all.end(), bias.begin(), bias.end());
   }
   const LinearLayout layout(type_, l.rows(), l.k, true);
@@ -181,7 +181,7 @@ Expected<void> Packer::load_rows(const PlannedLinear& l, int64_t begin, int64_t 
       MR_TRY(read_rows(tensor, from - first, to - first, checkpoint_.is_gguf ? part.gguf_permuted_heads : 0,
                        rows));
       release_rows(tensor, from - first, to - first);
-      if (int8()) rotate_rows(rows, to - from, l.k, part.rotate_rows_block);
+      if (int8()) rotate_rows(rows, to - from, l.k, part.rotate_rows);
     }
     first += part.rows;
   }
@@ -190,7 +190,7 @@ Expected<void> Packer::load_rows(const PlannedLinear& l, int64_t begin, int64_t 
     const auto gain = MR_TRY(read_vector(*MR_TRY(checkpoint_.find(l.folded_gain, 1, l.k)), 0));
     scale_columns(out, end - begin, l.k, gain.data());
   }
-  rotate_columns(out, end - begin, l.k, l.rotate_columns_block);
+  rotate_columns(out, end - begin, l.k, l.rotate_columns);
   return {};
 }
 

@@ -90,9 +90,10 @@ std::vector<ModelConfig> every_kind() {
   return configs;
 }
 
-// The INT8 form differs from the float form by the rounding of its weights alone (1/254 of a row's largest,
-// about 0.5 % of a weight's own size, and BF16 embeddings), since the forward pass here is in double. A fold
-// or a rotation that is missing on one side moves the logits by their own size.
+// The INT8 form differs from the float form by the rounding of its weights alone, since the forward pass here
+// is in double: a step of 1/127 of a row's largest value is 0.7 % of its rms value (and BF16 embeddings 0.1
+// %). Nine products on the way make sqrt(9) * 0.7 % = 2 %; twice that is allowed. A fold or a rotation that
+// is missing on one side moves the logits by their own size.
 TEST_F(Pack, RotationAndFoldsLeaveTheModelAsItWas) {
   for (const ModelConfig& config : every_kind()) {
     const auto checkpoint = write(tiny_checkpoint(config, 7));
@@ -101,7 +102,7 @@ TEST_F(Pack, RotationAndFoldsLeaveTheModelAsItWas) {
     const auto expected = fixtures::float_forward(*plain, kPrompt),
                got = fixtures::float_forward(*rotated, kPrompt);
     const double off = distance(got, expected);
-    EXPECT_LT(off, 0.02) << architecture_name(config.architecture) << (config.mlp_bias ? " with biases" : "");
+    EXPECT_LT(off, 0.04) << architecture_name(config.architecture) << (config.mlp_bias ? " with biases" : "");
     EXPECT_GT(off, 1e-5) << "the two forms are the same: nothing was quantised";
     RecordProperty(std::string(architecture_name(config.architecture)), std::to_string(off));
   }
@@ -198,7 +199,7 @@ TEST_F(Pack, OddShapes) {
   const auto plain = pack(folder / "tiny", PackType::float32);
   ASSERT_TRUE(rotated && plain);
   EXPECT_LT(distance(fixtures::float_forward(*rotated, kPrompt), fixtures::float_forward(*plain, kPrompt)),
-            0.02);
+            0.04);
 }
 
 TEST_F(Pack, HalfPrecisionCheckpoints) {

@@ -240,7 +240,7 @@ struct Binder {
     return FfnModule{.layer = m.layer,
                      .norm_gain = gain(m.norm),
                      .gate_up = linear(m.gate_up),
-                     .hadamard_block = type == PackType::int8 ? m.down.rotate_columns_block : 1,
+                     .hadamard_block = type == PackType::int8 ? m.down.rotate_columns.block : 1,
                      .down = linear(m.down)};
   }
   Module operator()(const PlannedHead& m) const {

@@ -16,6 +16,7 @@
 
 #include "base/status.h"
 #include "model/config.h"
+#include "model/internal/rotation.h"
 
 namespace millrace::model {
 
@@ -27,7 +28,7 @@ struct PlannedPart {  // one of the matrices stacked into a linear
   TensorName weight;  // [rows][k]
   TensorName bias;    // [rows]; read if the linear has a bias
   int rows = 0;
-  int rotate_rows_block = 1;  // INT8: output channels are rotated in blocks of this size, the bias with them
+  Rotation rotate_rows;  // INT8: of the output channels, the bias with them
   int gguf_permuted_heads =
       0;  // > 0: a GGUF of this family stores each head's rows pair by pair (see checkpoint.h)
 };
@@ -37,8 +38,8 @@ struct PlannedLinear {
   std::vector<PlannedPart> parts;
   int k = 0;
   bool bias = false;
-  TensorName folded_gain;  // the norm before this linear; INT8: multiplied into the columns. Empty: none
-  int rotate_columns_block = 1;  // INT8: inputs arrive rotated in blocks of this size
+  TensorName folded_gain;   // the norm before this linear; INT8: multiplied into the columns. Empty: none
+  Rotation rotate_columns;  // INT8: how inputs arrive
   int rows() const;
 };
 
@@ -53,7 +54,7 @@ struct PlannedEmbed {
   std::string section;
   TensorName tensor;
   int vocab = 0, width = 0;
-  int rotate_block = 1;
+  Rotation rotate_columns;
 };
 struct PlannedAttention {
   int layer = 0;

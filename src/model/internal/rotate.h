@@ -3,13 +3,15 @@
 #pragma once
 #include <cstdint>
 
+#include "model/internal/rotation.h"
+
 namespace millrace::model {
 
 // W[:, j] *= gain[j]
 void scale_columns(float* w, int64_t rows, int64_t columns, const float* gain);
-// W <- W Q, Q block-diagonal Hadamard over the columns; block divides columns.
-void rotate_columns(float* w, int64_t rows, int64_t columns, int block);
-// W <- Q W, Q block-diagonal Hadamard over the rows; block divides rows. A vector is a matrix of one column.
-void rotate_rows(float* w, int64_t rows, int64_t columns, int block);
+// W <- W R over the columns: what reads x R; R's period divides columns.
+void rotate_columns(float* w, int64_t rows, int64_t columns, const Rotation& rotation);
+// W <- R^T W over the rows: what writes y R; R's period divides rows. A vector is a matrix of one column.
+void rotate_rows(float* w, int64_t rows, int64_t columns, const Rotation& rotation);
 
 }  // namespace millrace::model
