@@ -75,11 +75,12 @@ def make_tiny(out):
                 else:
                     value.mul_(5)
                 value.copy_(value.to(torch.bfloat16).float())  # what the file will hold
-        model.eval()
         folder = out / name
         (folder / "model").mkdir(parents=True, exist_ok=True)
         model.to(torch.bfloat16).save_pretrained(folder / "model")
-        model = model.float()
+        # Read back, not cast back: to(bfloat16) has rounded RoPE's frequencies too, and they would stay so.
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32,
+                                                                  attn_implementation="eager").eval()
         tiny_tokenizer(folder / "model" / "tokenizer.json")
         generator = torch.Generator().manual_seed(7)
         tokens = torch.randint(2, VOCAB, (300,), generator=generator)  # more than one attention chunk of 256
