@@ -36,8 +36,8 @@ constexpr int kMaxMixedWidth = 2048;
 
 Rotation stream_rotation(const ModelConfig& config) {
   const int width = config.hidden_size, block = hadamard_block_of(width, kMaxHadamardBlock);
-  if (block >= kEnoughHadamardBlock || width > kMaxMixedWidth) return {.block = block, .signs = block};
-  return {.block = block, .mix = width / block, .signs = width};
+  if (block >= kEnoughHadamardBlock || width > kMaxMixedWidth) return {.block = block};
+  return {.block = block, .mix = width / block};
 }
 Rotation head_rotation(const ModelConfig& config) {
   return {.block = hadamard_block_of(config.head_dim, kMaxHadamardBlock)};
