@@ -8,7 +8,8 @@
 //
 // Why each: H spreads a value that stands out over its block, and its transform is cheap at run time. A width
 // like 576 = 64 * 9 has only small blocks; C spreads on over all of them, and is only used where it folds
-// into weights. Without D a mean that is not zero would gather in the first value of each block.
+// into weights. D keeps a mean from gathering in the first value of each block; no Plan asks for it (decision
+// 0004).
 #pragma once
 #include <algorithm>
 
