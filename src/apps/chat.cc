@@ -197,6 +197,7 @@ int run_chat(const ChatOptions& options) {
       if (prompt.size() > kMaxPipedBytes)
         return report(Status{.code = Code::invalid_argument, .message = "standard input is over the limit of 16 MiB"});
     }
+    while (!prompt.empty() && (prompt.back() == '\n' || prompt.back() == '\r')) prompt.pop_back();  // echo's, not the person's
     if (prompt.empty())
       return report(Status{.code = Code::invalid_argument, .message = "no prompt: standard input is empty"});
   }

@@ -60,7 +60,7 @@ def test_eval_reports_both_forms(tmp_path):
 def test_run_answers_an_argument_and_a_pipe_alike():
     question = "What is the capital of France?"
     argument = millrace("run", MODEL, question, "--temperature", "0", stdin=subprocess.DEVNULL)
-    piped = millrace("run", MODEL, "--temperature", "0", input=question)
+    piped = millrace("run", MODEL, "--temperature", "0", input=question + "\n")
     assert argument.returncode == 0 and "Paris" in argument.stdout
     assert piped.stdout == argument.stdout
     seeded = [millrace("run", MODEL, question, "--seed", "5", "--temperature", "1", stdin=subprocess.DEVNULL).stdout for _ in range(2)]
