@@ -69,7 +69,8 @@ def test_kill_9_every_two_seconds(start, groups):
                     return finished
 
                 results = await asyncio.gather(killer(), *(worker(i) for i in range(STREAMS)))
-                assert kills >= SECONDS / groups / KILL_EVERY_S * 0.5
+                # fewer than one every two seconds: a group that dies young is restarted after a growing pause, at most 5 s
+                assert kills >= SECONDS / groups / 8
                 assert sum(results[1:]) >= STREAMS
                 print(f"{groups} groups: {kills} kills, {sum(results[1:])} streams, all equal")
     asyncio.run(run())
