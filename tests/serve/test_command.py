@@ -59,17 +59,18 @@ def test_eval_reports_both_forms(tmp_path):
 
 def test_run_answers_an_argument_and_a_pipe_alike():
     question = "What is the capital of France?"
-    argument = millrace("run", MODEL, question, "--temperature", "0", stdin=subprocess.DEVNULL)
-    piped = millrace("run", MODEL, "--temperature", "0", input=question + "\n")
+    argument = millrace("run", MODEL, question, "--temperature", "0", "--max-tokens", "64", stdin=subprocess.DEVNULL)
+    piped = millrace("run", MODEL, "--temperature", "0", "--max-tokens", "64", input=question + "\n")
     assert argument.returncode == 0 and "Paris" in argument.stdout
     assert piped.stdout == argument.stdout
-    seeded = [millrace("run", MODEL, question, "--seed", "5", "--temperature", "1", stdin=subprocess.DEVNULL).stdout for _ in range(2)]
+    seeded = [millrace("run", MODEL, question, "--seed", "5", "--temperature", "1", "--max-tokens", "64",
+                       stdin=subprocess.DEVNULL).stdout for _ in range(2)]
     assert seeded[0] == seeded[1]
 
 
 def test_run_on_a_terminal_survives_ctrl_c():
     parent, child = pty.openpty()
-    process = subprocess.Popen([MILLRACE, "run", MODEL, "--temperature", "0"], stdin=child, stdout=child, stderr=child,
+    process = subprocess.Popen([MILLRACE, "run", MODEL, "--temperature", "0", "--max-tokens", "2000"], stdin=child, stdout=child, stderr=child,
                                start_new_session=True)
     os.close(child)
     seen = b""
