@@ -121,8 +121,19 @@ TEST_F(GroupKillTest, StreamsOutliveKills) {
   const auto streams = start_streams(16, 2500);
   int kills = 0;
   const double end_s = monotonic_s() + 5;
+  std::vector<size_t> seen(streams.size());
   for (uint64_t i = 0; monotonic_s() < end_s; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    // A request that loses its group again and again without a new token is given up, as it should be: where
+    // groups start slower than they are killed (under a sanitizer), wait for each stream to have moved.
+    for (size_t s = 0; s < streams.size(); ++s) {
+      const Collector& got = *streams[s].second;
+      ASSERT_TRUE(eventually([&] {
+        return got.finish() != engine::FinishReason::none || got.tokens().size() > seen[s];
+      })) << "stream "
+          << s << " stands still after " << kills << " kills";
+      seen[s] = got.tokens().size();
+    }
     const int pid = group_pid(static_cast<int>(uniform_at(7, i) * kGroups));
     if (pid > 0 && ::kill(pid, SIGKILL) == 0) ++kills;
   }
@@ -130,7 +141,7 @@ TEST_F(GroupKillTest, StreamsOutliveKills) {
     ASSERT_TRUE(got->wait_finish(120));
     expect_undisturbed(request, *got);
   }
-  EXPECT_GE(kills, 8);
+  EXPECT_GE(kills, 4);
   EXPECT_GE(dispatcher_->stats().resumes, 16u);
   uint64_t restarts = 0;
   for (const GroupStatus& group : dispatcher_->groups()) restarts += group.restarts;
