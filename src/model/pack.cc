@@ -374,9 +374,12 @@ Expected<uint64_t> file_facts(const std::filesystem::path& path, uint64_t seed) 
   return hash64(file.bytes().first(std::min<size_t>(file.bytes().size(), 64 * kKiB)), hash64(facts, seed));
 }
 
+// What packing reads of a folder: configs, tokenizer.json and indexes, templates, weights, and the
+// vocabularies that are not JSON (tokenizer.model, tiktoken.model).
 bool is_part_of_checkpoint(const std::filesystem::path& path) {
   const std::string extension = path.extension().string();
-  return extension == ".json" || extension == ".jinja" || extension == ".safetensors";
+  return extension == ".json" || extension == ".jinja" || extension == ".safetensors" ||
+         extension == ".model";
 }
 
 }  // namespace

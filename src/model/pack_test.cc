@@ -288,8 +288,17 @@ TEST_F(Pack, NamesFollowTheCheckpoint) {
   EXPECT_THAT(*name, testing::MatchesRegex("tiny-[0-9a-f]{16}\\.int8\\.mrpack"));
   EXPECT_EQ(*packed_file_name(checkpoint, PackType::int8), *name);
   EXPECT_NE(*packed_file_name(checkpoint, PackType::float32), *name);
-  std::ofstream(checkpoint / "config.json", std::ios::app) << " ";
-  EXPECT_NE(*packed_file_name(checkpoint, PackType::int8), *name);
+  std::string before = *name;
+  for (const char* input :
+       {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+        "tiktoken.model", "chat_template.jinja", "model.safetensors", "model.safetensors.index.json"}) {
+    std::ofstream(checkpoint / input, std::ios::app) << " ";
+    const std::string after = *packed_file_name(checkpoint, PackType::int8);
+    EXPECT_NE(after, before) << input << " is an input, so another one makes another packed file";
+    before = after;
+  }
+  std::ofstream(checkpoint / "README.md") << "no input";
+  EXPECT_EQ(*packed_file_name(checkpoint, PackType::int8), before);
   EXPECT_FALSE(packed_file_name(folder / "nothing", PackType::int8).has_value());
 }
 
