@@ -145,6 +145,22 @@ TEST(TokenizerGguf, ScoresMakeMerges) {
   EXPECT_EQ((*tokenizer)->decode(std::vector{space_a, ba, a}, true), "abaa");
 }
 
+// A GGUF token may be as long as its file. The ways to cut it in two are not tried, or one token of a
+// megabyte would take a day; what published vocabularies have still merges.
+TEST(TokenizerGguf, HugeTokensAreNoMerges) {
+  FakeGguf file;
+  file.strings = {{"tokenizer.ggml.model", "gpt2"}, {"tokenizer.ggml.pre", "kimi-k2"}};
+  auto& tokens = file.lists["tokenizer.ggml.tokens"];
+  for (const size_t length : {1, 2, 1023, 1024, 1025, 3000}) tokens.emplace_back(length, 'a');
+  file.types.assign(tokens.size(), 1);
+  const auto spec = tokenizer_from_gguf(file);
+  ASSERT_TRUE(spec) << spec.error().message;
+  std::vector<size_t> made;
+  for (const Merge& merge : spec->merges)
+    made.push_back(spec->tokens[static_cast<size_t>(merge.result)].size());
+  EXPECT_THAT(made, ElementsAre(2u, 1024u, 1024u));  // a + a, a + a^1023, a^1023 + a
+}
+
 // Scores that repeat: longer left parts first, then longer right parts, then as they stand in the vocabulary,
 // and the ways to one token by their parts' ids.
 TEST(TokenizerGguf, EqualScoresMakeMergesInTheConvertersOrder) {

@@ -7,6 +7,13 @@
 #include "model/internal/pieces.h"
 
 namespace millrace::model::internal {
+namespace {
+
+// A longer token is not the result of merging in any published vocabulary. Each way to cut one in two costs a
+// hash of its text, so without a limit a file of one long token takes the square of its size.
+constexpr size_t kMaxMergedBytes = 512;
+
+}  // namespace
 
 TokenIds ids_by_text(const std::vector<std::string>& tokens) {
   TokenIds ids;
@@ -40,13 +47,10 @@ std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens,
   ids.reserve(tokens.size());
   for (size_t id = 0; id < tokens.size(); ++id)
     if (!tokens[id].empty() && !excluded[id]) ids.try_emplace(tokens[id], static_cast<TokenId>(id));
-  // A token longer than this is not the result of merging in any published vocabulary, and would make this
-  // loop quadratic in a hostile file's longest token.
-  constexpr size_t kMaxBytes = 512;
   std::vector<Merge> merges;
   for (size_t id = 0; id < tokens.size(); ++id) {
     const std::string_view text = tokens[id];
-    if (excluded[id] || text.size() > kMaxBytes) continue;
+    if (excluded[id] || text.size() > kMaxMergedBytes) continue;
     const auto first = static_cast<int64_t>(merges.size());
     for (size_t cut = 0; cut < text.size();) {
       cut += sequence_length(text[cut]);
@@ -94,6 +98,7 @@ void add_rank_merges(size_t ranked, TokenizerSpec& spec) {
   spec.merge_ranks.clear();
   for (size_t id = 0; id < ranked; ++id) {
     const std::string_view text = spec.tokens[id];
+    if (text.size() > 2 * kMaxMergedBytes) continue;  // GPT-2's alphabet writes a byte as up to two
     for (size_t cut = 0; cut < text.size();) {
       cut += sequence_length(text[cut]);
       if (cut >= text.size()) break;

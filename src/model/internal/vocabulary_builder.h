@@ -29,7 +29,8 @@ void add_score_merges(const std::vector<float>& scores, const std::vector<bool>&
                       TokenizerSpec& spec);
 
 // tiktoken's rule, for a spec whose first `ranked` tokens stand in rank order: any two neighbours that make a
-// token may merge, the lowest made token first, of equal ones the leftmost.
+// token may merge, the lowest made token first, of equal ones the leftmost. The tokens are in GPT-2's
+// alphabet.
 void add_rank_merges(size_t ranked, TokenizerSpec& spec);
 
 inline constexpr std::string_view kMetaspaceText = "\xE2\x96\x81";  // U+2581
