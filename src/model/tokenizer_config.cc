@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <unordered_map>
 
 #include "base/json.h"
 #include "model/internal/json_fields.h"
@@ -90,6 +91,8 @@ Expected<TokenizerConfig> read_tokenizer_config(std::string_view json_text) {
 }
 
 Expected<void> add_config_tokens(const TokenizerConfig& config, TokenizerSpec& spec) {
+  std::unordered_map<TokenId, size_t> known;  // id -> place in spec.added
+  for (size_t i = 0; i < spec.added.size(); ++i) known.emplace(spec.added[i].id, i);
   for (const AddedToken& token : config.added) {
     const auto id = static_cast<size_t>(token.id);
     if (id >= spec.tokens.size()) spec.tokens.resize(id + 1);
@@ -99,8 +102,12 @@ Expected<void> add_config_tokens(const TokenizerConfig& config, TokenizerSpec& s
     if (!text.empty() && text != token.text)
       return refuse(fmt::format("added token '{}' has the id {} of '{}'", token.text, token.id, text));
     text = token.text;
-    std::erase_if(spec.added, [&](const AddedToken& known) { return known.id == token.id; });
-    spec.added.push_back(token);
+    const auto [place, is_new] = known.try_emplace(token.id, spec.added.size());
+    if (is_new) {
+      spec.added.push_back(token);
+    } else {
+      spec.added[place->second] = token;
+    }
   }
   std::ranges::sort(spec.added, {}, &AddedToken::id);
   const auto id_of = [&](std::string_view text) {
