@@ -16,13 +16,13 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/units.h"
-#include "kernels/attention.h"
 #include "kernels/gemm_s8.h"
 #include "model/internal/checkpoint.h"
 #include "model/internal/float_formats.h"
 #include "model/internal/output_file.h"
 #include "model/internal/packed_layout.h"
 #include "model/internal/rotate.h"
+#include "model/kv_shape.h"
 #include "model/packed_model.h"
 
 namespace millrace::model {
@@ -275,30 +275,6 @@ Expected<void> run_jobs(const std::vector<Job>& jobs, int threads, const Progres
   return first_error;
 }
 
-// Better now than when it is run: another form may do.
-Expected<void> refuse_what_kernels_cannot(const ModelConfig& config, PackType type) {
-  if (config.mla.used()) {
-    // Heads are column ranges of k_up and v_up, and those are made of whole tiles.
-    const auto whole_tiles = [&](std::string_view name, int value) -> Expected<void> {
-      if (type != PackType::int8 || value % kernels::kGemmNBlock == 0) return {};
-      return fail(Code::unimplemented,
-                  fmt::format("{} is {}; the INT8 path needs a multiple of {} (float32 takes any)", name,
-                              value, kernels::kGemmNBlock));
-    };
-    MR_TRY(whole_tiles("kv_lora_rank", config.mla.kv_lora_rank));
-    return whole_tiles("v_head_dim", config.mla.value_head_dim);
-  }
-  const kernels::KvShape shape{.layers = config.layers,
-                               .kv_heads = config.kv_heads,
-                               .key_dim = config.head_dim,
-                               .value_dim = config.head_dim,
-                               .type = type == PackType::int8 ? kernels::KvType::bf16 : kernels::KvType::f32};
-  auto checked = kernels::check_attention_shape(shape, config.q_heads);
-  if (!checked && type == PackType::int8)
-    checked.error().message += " (the INT8 form; float32 takes any even one)";
-  return checked;
-}
-
 Expected<uint64_t> checksum_of(const OutputFile& file, const Section& section,
                                std::vector<std::byte>& buffer) {
   uint64_t sum = 0;
@@ -335,7 +311,7 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
   const Checkpoint checkpoint = MR_TRY(open_checkpoint(checkpoint_path));
   const Plan plan = architecture_page(checkpoint.config.architecture).plan(checkpoint.config);
   MR_TRY(checkpoint.check(plan));
-  MR_TRY(refuse_what_kernels_cannot(checkpoint.config, options.type));
+  MR_TRY(check_attention(checkpoint.config, options.type));  // better now than when it is run
 
   const std::string tokenizer = serialize(checkpoint.tokenizer);
   std::vector<PlannedSection> planned = planned_sections(plan, options.type);
