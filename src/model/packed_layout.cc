@@ -38,6 +38,17 @@ struct SectionSizes {
   }
 };
 
+struct SectionCount {
+  PackType type;
+  int64_t count = 0;
+
+  void embed(const PlannedEmbed&) { ++count; }
+  void gain(const PlannedGain& g) { count += g.folded && type == PackType::int8 ? 0 : 1; }
+  void linear(const PlannedLinear&) { ++count; }
+  void experts(const PlannedLinear&, int experts) { count += experts; }
+  void head(const PlannedHead& m) { count += m.shares_matrix && type == PackType::float32 ? 0 : 1; }
+};
+
 struct Binder {
   PackType type;
   const std::function<const std::byte*(const std::string&)>& at;
@@ -178,6 +189,12 @@ std::vector<PlannedSection> planned_sections(const Plan& plan, PackType type) {
   SectionSizes sizes{.type = type, .out = {}};
   each_weight(plan, sizes);
   return std::move(sizes.out);
+}
+
+int64_t planned_section_count(const Plan& plan, PackType type) {
+  SectionCount sections{.type = type};
+  each_weight(plan, sections);
+  return sections.count;
 }
 
 Graph bind_graph(const Plan& plan, PackType type,

@@ -107,6 +107,11 @@ class Packed final : public PackedModel {
 
   Expected<void> bind() {
     const Plan plan = architecture_page(directory_.config.architecture).plan(directory_.config);
+    // First, so that what is made below is bounded by the directory's own size, whatever its config says.
+    const int64_t wanted_count =
+        planned_section_count(plan, directory_.type) + 2;  // tokenizer, chat_template
+    if (wanted_count != static_cast<int64_t>(sections_.size()))
+      return bad(fmt::format("{} sections where the config asks for {}", sections_.size(), wanted_count));
     const auto planned = planned_sections(plan, directory_.type);
     for (const PlannedSection& wanted : planned) {
       const Section* found = MR_TRY(section(wanted.name));
@@ -129,9 +134,6 @@ class Packed final : public PackedModel {
     if (!spec) return bad("the tokenizer: " + spec.error().message);
     tokenizer_ = std::move(*spec);
     chat_template_ = text(*chat_template);
-    if (planned.size() + 2 != sections_.size())
-      return bad(
-          fmt::format("{} sections where the config asks for {}", sections_.size(), planned.size() + 2));
     return {};
   }
 

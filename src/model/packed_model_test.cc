@@ -152,6 +152,18 @@ TEST_F(PackedFile, RefusesADirectoryThatLies) {
   EXPECT_THAT(error(), HasSubstr("does not fit"));
 }
 
+// 8.4 million experts, all asked for in a few KB and none there. Their names alone would be a gigabyte, so
+// they are counted first.
+TEST_F(PackedFile, AskingForMillionsOfSectionsCostsNothing) {
+  ModelConfig config = fixtures::tiny_config(Architecture::qwen3_moe);
+  config.layers = 1024;
+  config.moe = {.experts = 4096, .experts_per_token = 8, .ffn_size = 32};
+  config.moe.layers.assign(1024, 1);
+  set_directory(directory_to_json(PackType::int8, config, directory_from_json(directory())->sections));
+  // In a layer qkv, o, router and two an expert; then embed, head, tokenizer, chat_template.
+  EXPECT_THAT(error(), HasSubstr(fmt::format("where the config asks for {}", 1024 * (3 + 2 * 4096) + 4)));
+}
+
 // DeepSeek-V3's sizes: 671 GB of INT8 weights in 30,000 sections, all holes. Opening reads the directory
 // alone.
 TEST_F(PackedFile, OpensAModelOfDeepSeekV3sSize) {

@@ -60,6 +60,8 @@ struct PlannedSection {
   uint64_t size = 0;
 };
 std::vector<PlannedSection> planned_sections(const Plan& plan, PackType type);
+// How many those are, without making them: a config of a few hundred bytes can ask for millions.
+int64_t planned_section_count(const Plan& plan, PackType type);
 
 // The graph of a plan over sections that are known to have their planned sizes; at(name) is a section's first
 // byte.
