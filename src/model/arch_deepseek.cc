@@ -38,7 +38,9 @@ Expected<void> read_attention(const boost::json::object& file, ModelConfig& conf
   mla.value_head_dim = MR_TRY(read_size(file, "v_head_dim"));
   mla.rope_interleaved = MR_TRY(read_bool(file, "rope_interleave", true));
   if (!mla.used()) return invalid("\"kv_lora_rank\" is 0", "kv_lora_rank");
-  config.head_dim = mla.nope_head_dim + mla.rope_head_dim;
+  const int64_t head_dim = int64_t{mla.nope_head_dim} + mla.rope_head_dim;
+  if (head_dim > INT32_MAX) return invalid("\"qk_nope_head_dim\" is out of range", "qk_nope_head_dim");
+  config.head_dim = static_cast<int>(head_dim);
   config.kv_heads = 1;
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     const boost::json::value* scaling = field_of(file, key);

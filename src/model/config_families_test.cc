@@ -294,6 +294,9 @@ TEST(FamilyConfigs, RefusesSizesThatCannotBe) {
   EXPECT_THAT(error_of(changed(deepseek_v3(), {{"kv_lora_rank", 100000}})),
               HasSubstr("kv_lora_rank is 100000"));
   EXPECT_THAT(error_of(changed(deepseek_v3(), {{"qk_rope_head_dim", 63}})), HasSubstr("63 is odd"));
+  // Their sum is no int.
+  EXPECT_THAT(error_of(changed(deepseek_v3(), {{"qk_nope_head_dim", INT32_MAX}, {"qk_rope_head_dim", 64}})),
+              HasSubstr("qk_nope_head_dim"));
   EXPECT_THAT(error_of(changed(deepseek_v3(), {{"n_group", 7}})), HasSubstr("7 equal groups"));
   EXPECT_THAT(error_of(changed(deepseek_v3(), {{"topk_group", 9}})), HasSubstr("topk_group is 9"));
   EXPECT_THAT(error_of(changed(deepseek_v3(), {{"num_experts_per_tok", 257}})),
