@@ -68,7 +68,9 @@ Expected<SafetensorsTensor> read_tensor(std::string_view name, const json::value
   for (const json::value& dimension : shape->get_array()) {
     const auto size = integer_of(dimension);
     // 2^48 elements is far above any file and far below what overflows when multiplied by an element's bytes.
-    if (!size || *size < 0 || (elements > 0 && static_cast<uint64_t>(*size) > (uint64_t{1} << 48) / elements))
+    // An empty tensor's dimensions are bounded alike, since others calculate with them.
+    if (!size || *size < 0 ||
+        static_cast<uint64_t>(*size) > (uint64_t{1} << 48) / std::max<uint64_t>(elements, 1))
       return bad(fmt::format("tensor \"{}\" has an impossible shape {}", name,
                              json::serialize(*shape).substr(0, 80)));
     elements *= static_cast<uint64_t>(*size);

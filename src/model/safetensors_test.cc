@@ -70,6 +70,10 @@ TEST(Safetensors, RefusesWhatCannotBe) {
   // 2^32 * 2^32 wraps to 0 elements in 64 bits.
   EXPECT_THAT(entry(R"({"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]})"),
               HasSubstr("impossible shape"));
+  // No elements, so any bytes of the file will do; and rounding the columns up to blocks of 128 overflows.
+  EXPECT_EQ(entry(R"({"dtype": "F32", "shape": [0, 7], "data_offsets": [8, 8]})"), "");
+  EXPECT_THAT(entry(R"({"dtype": "F8_E4M3", "shape": [0, 9223372036854775807], "data_offsets": [0, 0]})"),
+              HasSubstr("impossible shape"));
   EXPECT_THAT(entry(R"({"dtype": "F32", "shape": [16], "data_offsets": [-64, 0]})"), HasSubstr("not a size"));
   EXPECT_THAT(entry(R"({"dtype": "F32", "shape": [16], "data_offsets": [0]})"), HasSubstr("pair"));
   EXPECT_THAT(entry(R"({"dtype": "Q4", "shape": [16], "data_offsets": [0, 64]})"), HasSubstr("Q4"));
