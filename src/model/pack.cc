@@ -93,8 +93,8 @@ class Packer {
 };
 
 int64_t job_rows(int64_t columns, int64_t multiple) {
-  const int64_t rows = std::clamp<int64_t>(kJobFloats / columns, multiple, kJobRows);
-  return std::max(multiple, rows / multiple * multiple);
+  const int64_t rows = std::min<int64_t>(kJobFloats / columns, kJobRows);
+  return std::max(multiple, rows / multiple * multiple);  // a mixed stream's multiple may be above kJobRows
 }
 
 void Packer::embed(const PlannedEmbed& m) {

@@ -202,6 +202,18 @@ TEST_F(Pack, OddShapes) {
             0.04);
 }
 
+// SmolLM2's width: 64 * 9, mixed whole, so that one job turns more rows than a job usually has.
+TEST_F(Pack, StreamsMixedOverMoreRowsThanAJobHas) {
+  ModelConfig config = tiny_config(Architecture::llama);
+  config.hidden_size = 576;
+  config.layers = 1;
+  const auto checkpoint = write(tiny_checkpoint(config, 5));
+  const auto rotated = pack(checkpoint, PackType::int8), plain = pack(checkpoint, PackType::float32);
+  ASSERT_TRUE(rotated && plain);
+  EXPECT_LT(distance(fixtures::float_forward(*rotated, kPrompt), fixtures::float_forward(*plain, kPrompt)),
+            0.04);
+}
+
 TEST_F(Pack, HalfPrecisionCheckpoints) {
   const TinyCheckpoint checkpoint = tiny_checkpoint(tiny_config(Architecture::llama), 9);
   const auto exact = pack(write(checkpoint), PackType::float32);
