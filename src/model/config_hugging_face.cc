@@ -193,7 +193,10 @@ Expected<void> read_generation(const json::object& file, ModelConfig& out) {
   defaults.top_p = MR_TRY(read_number(file, "top_p", defaults.top_p));
   defaults.min_p = MR_TRY(read_number(file, "min_p", defaults.min_p));
   defaults.repetition_penalty = MR_TRY(read_number(file, "repetition_penalty", defaults.repetition_penalty));
-  defaults.top_k = MR_TRY(read_size(file, "top_k", defaults.top_k));
+  // Off is 0 to transformers and -1 to vLLM; openPangu-R-72B ships the latter.
+  const int64_t top_k = MR_TRY(read_integer(file, "top_k", defaults.top_k));
+  if (top_k > INT32_MAX) return invalid(fmt::format("\"top_k\" is {}, out of range", top_k), "top_k");
+  defaults.top_k = static_cast<int>(std::max<int64_t>(top_k, 0));
   // The ids that end a turn: this file knows the turn token where config.json may only know the end of a
   // document.
   if (auto ids = MR_TRY(read_ids(file, "eos_token_id")); !ids.empty()) out.eos = std::move(ids);

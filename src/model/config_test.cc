@@ -109,6 +109,15 @@ TEST(Config, GenerationConfigWinsOnEndTokens) {
   EXPECT_EQ(config->generation.repetition_penalty, 1.05);
 }
 
+TEST(Config, ATopKBelowOneIsOff) {
+  for (const char* generation : {R"({"top_k": -1})", R"({"top_k": 0})", "{}"}) {
+    const auto config = config_from_hugging_face(kLlama, generation);
+    ASSERT_TRUE(config.has_value()) << config.error().message;
+    EXPECT_EQ(config->generation.top_k, 0) << generation;
+  }
+  EXPECT_THAT(error_of(kLlama, R"({"top_k": 4294967297})"), HasSubstr("\"top_k\" is 4294967297"));
+}
+
 TEST(Config, RefusesWhatIsNotComputed) {
   EXPECT_THAT(error_of(with(R"("model_type": "mamba")")), HasSubstr("supported are llama, qwen2, qwen3"));
   EXPECT_THAT(error_of(with(R"("architectures": ["LlamaForSequenceClassification"])")),
