@@ -110,6 +110,9 @@ Expected<void> refuse_unsupported(const json::object& config) {
 }
 
 Expected<void> read_yarn(const json::object& scaling, RopeConfig& rope) {
+  if (!MR_TRY(read_bool(scaling, "truncate", true)))
+    return fail(Code::unimplemented,
+                "YaRN with truncate false is not supported: its boundaries are rounded to whole pairs here");
   rope.beta_fast = MR_TRY(read_number(scaling, "beta_fast", 32));
   rope.beta_slow = MR_TRY(read_number(scaling, "beta_slow", 1));
   const auto amplitude = [&](double weight) {

@@ -128,6 +128,9 @@ TEST(Config, RefusesWhatIsNotComputed) {
   EXPECT_THAT(error_of(with(R"("partial_rotary_factor": 0.5)")), HasSubstr("partial_rotary_factor"));
   EXPECT_THAT(error_of(with(R"("rope_interleaved": true)")), HasSubstr("rope_interleaved"));
   EXPECT_THAT(error_of(with(R"("rope_scaling": {"type": "dynamic", "factor": 2.0})")), HasSubstr("dynamic"));
+  const std::string yarn = R"("rope_scaling": {"type": "yarn", "factor": 4, "truncate": )";
+  EXPECT_EQ(error_of(with(yarn + "true}")), "");
+  EXPECT_THAT(error_of(with(yarn + "false}")), HasSubstr("truncate"));
   EXPECT_THAT(error_of(with(R"("layer_types": ["full_attention", "sliding_attention"])")),
               HasSubstr("layer_types"));
 }
