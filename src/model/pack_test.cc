@@ -184,6 +184,33 @@ TEST_F(Pack, ThreadsDoNotChangeTheBytes) {
   EXPECT_EQ(one->fingerprint(), four->fingerprint());
 }
 
+// Two hosts may have a model in folders of different names, and their groups serve one gateway.
+TEST_F(Pack, FingerprintsAreOfTheWeightsNotOfTheName) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 5));
+  const auto here = pack(checkpoint, PackType::int8);
+  ASSERT_TRUE(here);
+  std::filesystem::rename(checkpoint, folder / "elsewhere");
+  std::ofstream(folder / "elsewhere" / "generation_config.json")
+      << R"({"temperature": 0.5, "eos_token_id": [257, 256]})";
+  const auto there = pack(folder / "elsewhere", PackType::int8);
+  ASSERT_TRUE(there);
+  EXPECT_NE(here->config().name, there->config().name);
+  EXPECT_EQ(here->fingerprint(), there->fingerprint());
+  const auto as_float = pack(folder / "elsewhere", PackType::float32);
+  ASSERT_TRUE(as_float);
+  EXPECT_NE(as_float->fingerprint(), here->fingerprint());
+  TinyCheckpoint other = tiny_checkpoint(tiny_config(Architecture::llama), 5);
+  other.tensors["model.norm.weight"].values[3] *= 1.5f;
+  const auto changed = pack(write(other), PackType::int8);
+  ASSERT_TRUE(changed);
+  EXPECT_NE(changed->fingerprint(), here->fingerprint());
+  other = tiny_checkpoint(tiny_config(Architecture::llama), 5);
+  other.config.rope.theta *= 2;  // in the config alone, and in every logit
+  const auto turned = pack(write(other), PackType::int8);
+  ASSERT_TRUE(turned);
+  EXPECT_NE(turned->fingerprint(), here->fingerprint());
+}
+
 // Parts whose heights are no multiple of a tile (3 KV heads of 6 would be 18 rows) still pack, in float32.
 TEST_F(Pack, OddShapes) {
   ModelConfig config = tiny_config(Architecture::llama);

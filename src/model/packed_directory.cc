@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "base/hash.h"
 #include "base/json.h"
 #include "model/internal/json_fields.h"
 #include "model/internal/packed_layout.h"
@@ -251,6 +252,18 @@ std::string directory_to_json(PackType type, const ModelConfig& config,
   return json::serialize(json::object{{"type", type == PackType::int8 ? "int8" : "float32"},
                                       {"config", config_to_json(config)},
                                       {"sections", std::move(list)}});
+}
+
+uint64_t fingerprint_of(const Directory& directory) {
+  ModelConfig config = directory.config;
+  config.name.clear();
+  config.generation = {};
+  uint64_t sum = hash64(directory_to_json(directory.type, config, {}));
+  for (const Section& section : directory.sections) {
+    const uint64_t facts[] = {section.offset, section.size, section.checksum};
+    sum = hash64(std::as_bytes(std::span(facts)), hash64(section.name, sum));
+  }
+  return sum;
 }
 
 Expected<Directory> directory_from_json(std::string_view text) {

@@ -49,7 +49,7 @@ class Packed final : public PackedModel {
   const TokenizerSpec& tokenizer_spec() const override { return tokenizer_; }
   const std::string& chat_template() const override { return chat_template_; }
   size_t size_bytes() const override { return bytes_.size(); }
-  uint64_t fingerprint() const override { return header_.directory_xxh3; }
+  uint64_t fingerprint() const override { return fingerprint_; }
   void advise_will_need() const override {
     constexpr uintptr_t kPage = 4096;
     const auto begin = reinterpret_cast<uintptr_t>(bytes_.data()) / kPage * kPage;
@@ -67,6 +67,7 @@ class Packed final : public PackedModel {
     auto parsed = directory_from_json({reinterpret_cast<const char*>(directory.data()), directory.size()});
     if (!parsed) return bad("the directory: " + parsed.error().message);
     directory_ = std::move(*parsed);
+    fingerprint_ = fingerprint_of(directory_);
     MR_TRY(check_sections());
     if (options.verify_checksums)
       for (const Section& section : directory_.sections) MR_TRY(verify(section));
@@ -140,6 +141,7 @@ class Packed final : public PackedModel {
   std::span<const std::byte> bytes_;
   PackedHeader header_;
   Directory directory_;
+  uint64_t fingerprint_ = 0;
   std::unordered_map<std::string, const Section*>
       sections_;  // into directory_, which does not change after read()
   Graph graph_;

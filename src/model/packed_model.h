@@ -61,7 +61,9 @@ class PackedModel {
   virtual const TokenizerSpec& tokenizer_spec() const = 0;
   virtual const std::string& chat_template() const = 0;  // Jinja source; empty if the checkpoint has none
   virtual size_t size_bytes() const = 0;
-  virtual uint64_t fingerprint() const = 0;  // of the directory: equal iff the same weights and layout
+  // Equal iff weights, layout, tokenizer, chat template and what the config says of the graph are the same; the name and
+  // the sampling defaults may differ, so that two hosts may keep a model under two names.
+  virtual uint64_t fingerprint() const = 0;
   virtual void advise_will_need() const = 0;
 };
 

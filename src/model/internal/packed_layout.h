@@ -79,5 +79,7 @@ struct Directory {
   std::vector<Section> sections;
 };
 Expected<Directory> directory_from_json(std::string_view text);  // config validated; sections not yet
+// Equal for directories that differ at most in what no logit depends on: the model's name and sampling defaults.
+uint64_t fingerprint_of(const Directory& directory);
 
 }  // namespace millrace::model
