@@ -51,6 +51,13 @@ Expected<void> read_attention(const boost::json::object& file, ModelConfig& conf
   return {};
 }
 
+// V2's own code, where weights are normalised, leaves routed_scaling_factor out; others do not, and no
+// released model asks. So it is refused in both formats, by each one's key.
+Expected<void> refuse_normalised_v2(const ModelConfig& config, std::string_view key) {
+  if (!config.moe.normalise || config.architecture != Architecture::deepseek_v2) return {};
+  return fail(Code::unimplemented, fmt::format("{} is true, which for deepseek_v2 has no one meaning", key));
+}
+
 // How V2 or V3 picks, unless the file says otherwise.
 struct Defaults {
   std::string_view method, scores;
@@ -89,10 +96,7 @@ Expected<void> read_mixture(const boost::json::object& file, const Defaults& def
   }
   moe.normalise = MR_TRY(read_bool(file, "norm_topk_prob", defaults.normalise));
   moe.weight_scale = static_cast<float>(MR_TRY(read_number(file, "routed_scaling_factor", 1)));
-  // V2's own code then leaves routed_scaling_factor out, others do not; no released model asks.
-  if (moe.normalise && config.architecture == Architecture::deepseek_v2)
-    return fail(Code::unimplemented, "norm_topk_prob is true, which for deepseek_v2 has no one meaning");
-  return {};
+  return refuse_normalised_v2(config, "norm_topk_prob");
 }
 
 Expected<void> v2_from_hugging_face(const boost::json::object& file, ModelConfig& config) {
@@ -139,7 +143,7 @@ Expected<void> from_gguf(const GgufFile& file, ModelConfig& config) {
   moe.normalise = keys.boolean("expert_weights_norm", false);
   const double scale = MR_TRY(keys.number("expert_weights_scale", 1));
   moe.weight_scale = scale == 0 ? 1.0f : static_cast<float>(scale);
-  return {};
+  return refuse_normalised_v2(config, keys.name("expert_weights_norm"));
 }
 
 Plan plan(const ModelConfig& config) { return decoder_plan(config, {}); }

@@ -2,6 +2,7 @@
 // experts that GGUF knows; both are written from the same drawn weights (fixtures/family_checkpoint.h) by
 // conventions that are not this room's pages.
 #include <fmt/core.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -71,9 +72,10 @@ std::vector<std::string> directory_of(const std::string& packed) {
 struct FormatCase {
   const char* name;
   bool legacy_kv_b = false;
+  bool mtp = false;
 };
 
-class FamilyFormats : public testing::TestWithParam<FormatCase> {
+class Formats : public testing::Test {
  protected:
   void SetUp() override {
     folder = std::filesystem::path(testing::TempDir()) / fmt::format("millrace_formats_{}", ::getpid());
@@ -91,8 +93,14 @@ class FamilyFormats : public testing::TestWithParam<FormatCase> {
     return bytes ? *bytes : "";
   }
 
+  std::string refusal(const std::filesystem::path& checkpoint) const {
+    const auto packed = pack_checkpoint(checkpoint, folder / "packed", {});
+    return packed ? "" : packed.error().message;
+  }
+
   std::filesystem::path folder;
 };
+class FamilyFormats : public Formats, public testing::WithParamInterface<FormatCase> {};
 
 TEST_P(FamilyFormats, GiveTheSamePackedFile) {
   const std::string name = GetParam().name;
@@ -118,13 +126,28 @@ TEST_P(FamilyFormats, GiveTheSamePackedFile) {
 
 INSTANTIATE_TEST_SUITE_P(All, FamilyFormats,
                          testing::Values(FormatCase{"deepseek_v3"}, FormatCase{"deepseek_v3", true},
-                                         FormatCase{"kimi_k2"}, FormatCase{"deepseek_v2_lite"},
-                                         FormatCase{"deepseek_v2"}, FormatCase{"qwen2_moe"},
-                                         FormatCase{"qwen3_moe"}, FormatCase{"pangu_embedded"}),
+                                         FormatCase{"deepseek_v3", false, true}, FormatCase{"kimi_k2"},
+                                         FormatCase{"deepseek_v2_lite"}, FormatCase{"deepseek_v2"},
+                                         FormatCase{"qwen2_moe"}, FormatCase{"qwen3_moe"},
+                                         FormatCase{"pangu_embedded"}),
                          [](const auto& parameter) {
                            return std::string(parameter.param.name) +
-                                  (parameter.param.legacy_kv_b ? "_legacy" : "");
+                                  (parameter.param.legacy_kv_b ? "_legacy" : "") +
+                                  (parameter.param.mtp ? "_mtp" : "");
                          });
+
+// What is refused of one format is refused of the other.
+TEST_F(Formats, RefuseNormalisedWeightsOfDeepSeekV2) {
+  auto read = fixtures::read_family_checkpoint(kCases / "deepseek_v2_lite");
+  ASSERT_TRUE(read.has_value()) << read.error().message;
+  json::object config = parse_json(read->config_json)->as_object();
+  config["norm_topk_prob"] = true;
+  read->config_json = json::serialize(config);
+  ASSERT_TRUE(fixtures::write_family_hugging_face(*read, folder / "tiny").has_value());
+  ASSERT_TRUE(fixtures::write_family_gguf(*read, folder / "tiny.gguf", {}).has_value());
+  EXPECT_THAT(refusal(folder / "tiny"), testing::HasSubstr("norm_topk_prob is true"));
+  EXPECT_THAT(refusal(folder / "tiny.gguf"), testing::HasSubstr("deepseek2.expert_weights_norm is true"));
+}
 
 // The values drawn here are those that the fixtures' numbers were computed from.
 TEST(FamilyCheckpoints, DrawTheFixturesValues) {
