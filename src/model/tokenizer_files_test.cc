@@ -97,6 +97,13 @@ TEST(Tiktoken, BadFilesAreRefusedByName) {
   EXPECT_THAT(refusal(good, "[]"), HasSubstr("not an object"));
   EXPECT_THAT(refusal(good, R"({"auto_map":{"AutoTokenizer":["tokenization_other.X"]}})"),
               HasSubstr("tokenization_other"));
+  EXPECT_EQ(
+      refusal(good, R"({"auto_map":{"AutoTokenizer":["some-one/kimi--x--tokenization_kimi.X", null]}})"),
+      "accepted")
+      << "the class of another repository";
+  EXPECT_THAT(
+      refusal(good, R"({"auto_map":{"AutoTokenizer":["tokenization_kimi.X/y--tokenization_other.X"]}})"),
+      HasSubstr("tokenization_other"));
   const auto with_token = [&](std::string_view entry) {
     return refusal(good, R"({"auto_map":{"AutoTokenizer":["tokenization_kimi.X"]},"added_tokens_decoder":{)" +
                              std::string(entry) + "}}");

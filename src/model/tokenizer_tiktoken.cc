@@ -96,7 +96,11 @@ Expected<std::vector<std::string>> read_ranks(std::string_view file) {
 Expected<TokenizerSpec> tokenizer_from_tiktoken(std::string_view ranks,
                                                 std::string_view tokenizer_config_json) {
   const internal::TokenizerConfig config = MR_TRY(internal::read_tokenizer_config(tokenizer_config_json));
-  if (!config.python_class.starts_with("tokenization_kimi."))
+  // "owner/repo--module.Class" names the class of another repository: fine-tunes refer to the original's.
+  std::string_view python_class = config.python_class;
+  if (const size_t dashes = python_class.rfind("--"); dashes != python_class.npos)
+    python_class.remove_prefix(dashes + 2);
+  if (!python_class.starts_with("tokenization_kimi."))
     return invalid(
         fmt::format("tiktoken.model comes without its split pattern, which is known for "
                     "'tokenization_kimi.TikTokenTokenizer'; "
