@@ -69,11 +69,12 @@ inline float mask_and_max(float* s, int visible, int total) {
 // (the order of VDPBF16PS, which does it on the amx level).
 template <bool bf16>
 MR_INLINE float exponentiate(float* s, int total, float c, float m) {
+  constexpr int degree = bf16 ? 3 : 6;  // of the polynomial: p is rounded to BF16, or kept
   const V scale = set1(c), offset = set1(-m);
   V sum = set1(0);
   for (int k = 0; k < total; k += 32) {
-    V p_0 = exp2_nonpositive < bf16 ? 3 : 6 > (fma(load(s + k), scale, offset));
-    V p_1 = exp2_nonpositive < bf16 ? 3 : 6 > (fma(load(s + k + 16), scale, offset));
+    V p_0 = exp2_nonpositive<degree>(fma(load(s + k), scale, offset));
+    V p_1 = exp2_nonpositive<degree>(fma(load(s + k + 16), scale, offset));
     if constexpr (bf16) p_0 = round_bf16_number(p_0), p_1 = round_bf16_number(p_1);
     store(s + k, p_0);
     store(s + k + 16, p_1);
