@@ -2,7 +2,6 @@
 // the experts that the families' own definitions give (tests/numbers). And the INT8 form against the float
 // one: a fold or a rotation missing on one side moves the logits by their own size.
 #include <fmt/core.h>
-#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <span>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -89,38 +89,75 @@ TEST_P(FamilyPack, FloatFormGivesTheReferencesNumbers) {
   EXPECT_EQ(at, experts.size());
 }
 
+// |a - b| / |b|
+template <class T>
+double distance(std::span<const double> a, std::span<const T> b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += std::pow(a[i] - static_cast<double>(b[i]), 2);
+    size += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
 TEST_P(FamilyPack, MtpGivesTheReferencesNumbers) {
   if (!std::filesystem::exists(fixture / "mtp_logits.f32")) GTEST_SKIP() << "no MTP layer in this fixture";
   const auto tokens = values<int32_t>(fixture / "tokens.i32");
   const auto meta = parse_json(*read_file(fixture / "meta.json", 1 << 20))->as_object();
   const auto expected = values<float>(fixture / "mtp_logits.f32");
+  const auto model = pack(PackType::float32);
+  ASSERT_TRUE(model);
+  ASSERT_EQ(model->graph().mtp.size(), 1u);
+  const auto main = fixtures::float_forward_of_all(*model, tokens);
+  const auto got = fixtures::mtp_forward(*model, model->graph().mtp[0], tokens, main.stream);
+  const auto vocab = static_cast<size_t>(model->config().vocab_size);
+  size_t row = 0;
+  for (const auto& position : meta.at("mtp_positions").as_array()) {
+    const double off = distance<float>(got.logits[position.to_number<size_t>()],
+                                       std::span(expected).subspan(row++ * vocab, vocab));
+    EXPECT_LT(off, 4e-6) << "position " << position;
+  }
+  EXPECT_EQ(row * vocab, expected.size());
+}
+
+// The experts that a token was sent to, a sorted list a layer.
+std::vector<std::vector<int>> experts_of(const fixtures::FloatForward& forward, size_t token) {
+  std::vector<std::vector<int>> out;
+  for (const auto& [layer, picked] : forward.experts) {
+    out.push_back(picked[token]);
+    std::ranges::sort(out.back());
+  }
+  return out;
+}
+
+// The INT8 form of the MTP layer where the model and the layer send the token to the float form's experts.
+// With others, which these random weights often leave nearly equal, a token's logits move by their own size;
+// so they do where a fold or a rotation is missing on one side, but there at every token: 43 % (median) with
+// the joint's second gain left out. Allowed is twice what is measured, 7.8 %: the model's rounding (4.4 %,
+// below) goes through one more layer, and other tokens' other experts through its attention.
+TEST_P(FamilyPack, FoldsLeaveMtpAsItWas) {
+  if (!std::filesystem::exists(fixture / "mtp_logits.f32")) GTEST_SKIP() << "no MTP layer in this fixture";
+  const auto tokens = values<int32_t>(fixture / "tokens.i32");
+  fixtures::FloatForward main[2], guesses[2];
   for (const PackType type : {PackType::float32, PackType::int8}) {
     const auto model = pack(type);
     ASSERT_TRUE(model);
-    ASSERT_EQ(model->graph().mtp.size(), 1u);
-    const auto main = fixtures::float_forward_of_all(*model, tokens);
-    const auto got = fixtures::mtp_forward(*model, model->graph().mtp[0], tokens, main.stream);
-    const auto vocab = static_cast<size_t>(model->config().vocab_size);
-    size_t row = 0;
-    std::vector<double> off;  // a position
-    for (const auto& position : meta.at("mtp_positions").as_array()) {
-      double difference = 0, size = 0;
-      for (size_t i = 0; i < vocab; ++i) {
-        const auto want = static_cast<double>(expected[row * vocab + i]);
-        difference += std::pow(got.logits[position.to_number<size_t>()][i] - want, 2);
-        size += want * want;
-      }
-      off.push_back(std::sqrt(difference / size));
-      ++row;
-    }
-    ASSERT_EQ(row * vocab, expected.size());
-    std::ranges::sort(off);
-    fmt::print("{} MTP, {}: off by {:.3g}\n", GetParam(), type == PackType::int8 ? "INT8" : "float",
-               fmt::join(off, " "));
-    // INT8: other experts than the reference's move most positions of this random model far, in the model and
-    // again in its MTP layer; a fold or a rotation missing on one side would move all of them.
-    EXPECT_LT(type == PackType::int8 ? off[1] : off.back(), type == PackType::int8 ? 0.1 : 4e-6);
+    const size_t i = type == PackType::int8 ? 1 : 0;
+    main[i] = fixtures::float_forward_of_all(*model, tokens);
+    guesses[i] = fixtures::mtp_forward(*model, model->graph().mtp.at(0), tokens, main[i].stream);
   }
+  std::vector<double> off;
+  for (size_t t = 0; t < guesses[0].logits.size(); ++t)
+    if (experts_of(main[0], t) == experts_of(main[1], t) &&
+        experts_of(guesses[0], t) == experts_of(guesses[1], t))
+      off.push_back(distance<double>(guesses[1].logits[t], guesses[0].logits[t]));
+  ASSERT_GE(off.size(), 30u) << "too few tokens keep their experts to say anything";
+  std::ranges::sort(off);
+  const double median = off[off.size() / 2];
+  fmt::print("{}: of {} tokens {} keep their experts; INT8 weights move MTP's logits by {:.2f} % (median)\n",
+             GetParam(), guesses[0].logits.size(), off.size(), 100 * median);
+  EXPECT_LT(median, 0.16);
+  EXPECT_GT(median, 1e-5) << "the two forms are the same: nothing was quantised";
 }
 
 // Median over tokens of |difference| / |logits|. A product with rounded weights is off by 0.7 % (see
@@ -135,14 +172,8 @@ TEST_P(FamilyPack, FoldsLeaveTheModelAsItWas) {
   const auto expected = fixtures::float_forward_of_all(*plain, tokens),
              got = fixtures::float_forward_of_all(*rotated, tokens);
   std::vector<double> off;
-  for (size_t t = 0; t < tokens.size(); ++t) {
-    double difference = 0, size = 0;
-    for (size_t i = 0; i < expected.logits[t].size(); ++i) {
-      difference += std::pow(expected.logits[t][i] - got.logits[t][i], 2);
-      size += std::pow(expected.logits[t][i], 2);
-    }
-    off.push_back(std::sqrt(difference / size));
-  }
+  for (size_t t = 0; t < tokens.size(); ++t)
+    off.push_back(distance<double>(got.logits[t], expected.logits[t]));
   std::ranges::sort(off);
   const double median = off[off.size() / 2];
   fmt::print("{}: INT8 weights move a token's logits by {:.2f} % (median), {:.2f} % (90 %)\n", GetParam(),
