@@ -47,7 +47,7 @@ FamilyCheckpoint mixtures_only(const FamilyCheckpoint& from, const std::vector<i
   return out;
 }
 
-// GGUF files of these architectures have no MTP layer.
+// As converters leave files of these architectures.
 FamilyCheckpoint without_mtp(FamilyCheckpoint checkpoint) {
   json::object config = parse_json(checkpoint.config_json)->as_object();
   config.erase("num_nextn_predict_layers");
@@ -106,14 +106,18 @@ TEST_P(FamilyFormats, GiveTheSamePackedFile) {
   const std::string name = GetParam().name;
   auto read = fixtures::read_family_checkpoint(kCases / name);
   ASSERT_TRUE(read.has_value()) << read.error().message;
-  const FamilyCheckpoint checkpoint = name == "qwen2_moe" ? mixtures_only(*read, {1, 5}) : without_mtp(*read);
+  const FamilyCheckpoint checkpoint = name == "qwen2_moe" ? mixtures_only(*read, {1, 5})
+                                      : GetParam().mtp    ? *read
+                                                          : without_mtp(*read);
   // One name for both: a model is called after its file or folder.
   const auto hugging_face = folder / "tiny", gguf = folder / "tiny.gguf";
   ASSERT_TRUE(fixtures::write_family_hugging_face(checkpoint, hugging_face).has_value());
-  ASSERT_TRUE(
-      fixtures::write_family_gguf(checkpoint, gguf, {.legacy_kv_b = GetParam().legacy_kv_b}).has_value());
+  ASSERT_TRUE(fixtures::write_family_gguf(checkpoint, gguf,
+                                          {.legacy_kv_b = GetParam().legacy_kv_b, .mtp = GetParam().mtp})
+                  .has_value());
   for (const PackType type : {PackType::int8, PackType::float32}) {
     const std::string one = packed_bytes(hugging_face, type), other = packed_bytes(gguf, type);
+    EXPECT_EQ(one.find(".mtp.") != std::string::npos, GetParam().mtp);
     const auto a = directory_of(one), b = directory_of(other);  // say more than the bytes would
     EXPECT_EQ(a.size(), b.size());
     for (size_t i = 0, told = 0; i < std::min(a.size(), b.size()) && told < 5; ++i) {
