@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "model/fixtures/exercise_tokenizer.h"
@@ -12,21 +11,44 @@
 #include "model/internal/architecture.h"
 #include "model/internal/checkpoint.h"
 
+namespace millrace::model {
 namespace {
 
-// As packing reads them: first and last row, in the order of our heads.
-void read_linear(const millrace::model::Checkpoint& checkpoint,
-                 const millrace::model::PlannedLinear& linear) {
-  for (const auto& part : linear.parts) {
-    if (!checkpoint.find_part(part, linear.k)) __builtin_trap();  // check(plan) has found it
-    std::vector<float> row(static_cast<size_t>(linear.k));
-    (void)read_part(checkpoint, part, linear.k, 0, 1, row.data());
-    (void)read_part(checkpoint, part, linear.k, part.rows - 1, part.rows, row.data());
-    if (linear.bias) (void)read_part_bias(checkpoint, part);
+// All that packing reads, as it does: first and last row of each part, in the order of our heads.
+struct Reader {
+  const Checkpoint& checkpoint;
+
+  // check(plan) has found it all.
+  template <class T>
+  static T found(Expected<T> result) {
+    if (!result) __builtin_trap();
+    return *result;
   }
-}
+  void embed(const PlannedEmbed& m) const {
+    const SourceTensor& tensor = *found(checkpoint.find(m.tensor, m.vocab, m.width));
+    std::vector<float> row(static_cast<size_t>(m.width));
+    (void)read_rows(tensor, 0, 1, row.data());
+    (void)read_rows(tensor, m.vocab - 1, m.vocab, row.data());
+  }
+  void gain(const PlannedGain& g) const { (void)read_vector(*found(checkpoint.find(g.tensor, 1, g.width))); }
+  void linear(const PlannedLinear& l) const {
+    for (const PlannedPart& part : l.parts) {
+      (void)found(checkpoint.find_part(part, l.k));
+      std::vector<float> row(static_cast<size_t>(l.k));
+      (void)read_part(checkpoint, part, l.k, 0, 1, row.data());
+      (void)read_part(checkpoint, part, l.k, part.rows - 1, part.rows, row.data());
+      if (l.bias) (void)read_part_bias(checkpoint, part);
+    }
+  }
+  void experts(const PlannedLinear& l, int count) const {
+    linear(l.of_expert(0));
+    linear(l.of_expert(count - 1));
+  }
+  void head(const PlannedHead& m) const { linear(m.head); }
+};
 
 }  // namespace
+}  // namespace millrace::model
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace millrace::model;
@@ -63,11 +85,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     (void)read_rows(tensor, tensor.rows - 1, tensor.rows, row.data());
     (void)read_vector(tensor);
   }
-  for (const PlannedModule& module : plan.modules) {
-    if (const auto* attention = std::get_if<PlannedAttention>(&module)) {
-      read_linear(*checkpoint, attention->qkv);
-      read_linear(*checkpoint, attention->o);
-    }
-  }
+  Reader reader{*checkpoint};
+  each_weight(plan, reader);
   return 0;
 }
