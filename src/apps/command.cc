@@ -138,6 +138,9 @@ void add_measure(CLI::App& app, Verbs& verbs) {
   bench->add_option("--decode", verbs.bench.decode, "tokens generated per sequence")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   bench->add_option("--batch", verbs.bench.batch, "sequences decoded together")->delimiter(',')->check(CLI::Range(1, 4096));
   bench->add_option("--repeat", verbs.bench.repeat, "runs of each; the median is printed")->check(CLI::Range(1, 100))->capture_default_str();
+  bench->add_option("--speculation-text", verbs.bench.speculation_text,
+                    "a text file: with a model that has an MTP layer, decode after prompts cut from it, with guesses and without")
+      ->check(CLI::ExistingFile);
   bench->add_flag("--json", verbs.bench.json, "one JSON object a line");
   add_engine_flags(*bench, verbs.bench.engine);
 

@@ -34,6 +34,10 @@ void add_engine_flags(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
   app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", flags.enable_prefix_caching,
                "reuse the KV pages of prompts that begin alike (on)");
+  app.add_option("--num-speculative-tokens", flags.num_speculative_tokens,
+                 "tokens guessed ahead at most by models with an MTP layer, where that is faster; the reply stays the same (0: never)")
+      ->check(CLI::Range(0, engine::kMaxDrafts))
+      ->capture_default_str();
   app.add_option("--threads", flags.threads, "compute threads (0: every core that the cgroup grants)")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -51,6 +55,7 @@ engine::EngineOptions engine_options(const EngineFlags& flags) {
   options.max_num_batched_tokens = flags.max_num_batched_tokens;
   options.kv_cache_bytes = static_cast<size_t>(flags.kv_cache_gib * static_cast<double>(kGiB));
   options.prefix_caching = flags.enable_prefix_caching;
+  options.num_speculative_tokens = flags.num_speculative_tokens;
   return options;
 }
 

@@ -28,6 +28,7 @@ struct EngineFlags {
   int max_num_batched_tokens = 512;
   double kv_cache_gib = 0;  // per group; 0: automatic
   bool enable_prefix_caching = true;
+  int num_speculative_tokens = 3;
   int threads = 0;  // 0: every granted core
 };
 void add_engine_flags(CLI::App& app, EngineFlags& flags);

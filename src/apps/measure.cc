@@ -35,9 +35,15 @@ void print_line(std::string_view line) {
   } else if (name == "decode") {
     fmt::print("decode, batch of {:>4}     {:>9.1f} tokens/s   {:5.1f} % of the memory reads\n",
                static_cast<int>(number(record, "batch")), number(record, "tok_s"), number(record, "pct_read_bw"));
+  } else if (name == "speculation") {
+    fmt::print("guessing, batch of {:>4}   {:>9.1f} tokens/s   {:5.2f} times without, {:.2f} tokens a step\n",
+               static_cast<int>(number(record, "batch")), number(record, "tok_s"), number(record, "ratio"),
+               number(record, "tokens_per_step"));
   }
   std::fflush(stdout);
 }
+
+constexpr size_t kMaxTextBytes = 256 * kMiB;
 
 Expected<void> bench(const BenchFlags& flags) {
   const auto model = MR_TRY(open_model(flags.model));
@@ -48,6 +54,8 @@ Expected<void> bench(const BenchFlags& flags) {
   options.batch = flags.batch;
   options.runs = flags.repeat;
   options.max_num_batched_tokens = flags.engine.max_num_batched_tokens;
+  options.num_speculative_tokens = flags.engine.num_speculative_tokens;
+  if (!flags.speculation_text.empty()) options.speculation_text = MR_TRY(read_file(flags.speculation_text, kMaxTextBytes));
   return engine::run_bench(model, options, [&](std::string_view line) {
     if (flags.json) {
       fmt::print("{}\n", line);
@@ -59,7 +67,6 @@ Expected<void> bench(const BenchFlags& flags) {
 }
 
 Expected<engine::EvalResult> eval(const EvalFlags& flags) {
-  constexpr size_t kMaxTextBytes = 256 * kMiB;
   const std::string text = MR_TRY(read_file(flags.text_file, kMaxTextBytes));
   const auto model = MR_TRY(open_model(flags.model));
   ModelFlags reference_flags = flags.model;

@@ -15,6 +15,7 @@ struct BenchFlags {
   int decode = 128;
   std::vector<int> batch = {1, 8, 32};
   int repeat = 3;
+  std::string speculation_text;  // a file
   bool json = false;
 };
 int run_bench_command(const BenchFlags& flags);

@@ -74,6 +74,7 @@ cluster::ChildSpec group_spec(const ServeFlags& flags, const std::string& packed
                     "--max-num-seqs", std::to_string(flags.engine.max_num_seqs),
                     "--max-num-batched-tokens", std::to_string(flags.engine.max_num_batched_tokens),
                     "--kv-cache-gib", fmt::format("{}", flags.engine.kv_cache_gib),
+                    "--num-speculative-tokens", std::to_string(flags.engine.num_speculative_tokens),
                     "--groups", std::to_string(flags.groups)};
   if (!flags.engine.enable_prefix_caching) spec.arguments.push_back("--no-enable-prefix-caching");
   spec.stop_rank = 1;

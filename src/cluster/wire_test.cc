@@ -157,6 +157,7 @@ TEST(Wire, LoadKeepsEveryField) {
                              .cached_tokens = 8,
                              .generated_tokens = 9,
                              .preemptions = 10,
+                             .drafts = {{.proposed = 9, .accepted = 7}, {.proposed = 7, .accepted = 3}},
                              .experts = {{.layer = 3, .imbalance = 1.5f}, {.layer = 4, .imbalance = 2}}};
   wire::Load message;
   to_wire(in, &message);
@@ -171,6 +172,9 @@ TEST(Wire, LoadKeepsEveryField) {
   EXPECT_EQ(out.cached_tokens, 8u);
   EXPECT_EQ(out.generated_tokens, 9u);
   EXPECT_EQ(out.preemptions, 10u);
+  ASSERT_EQ(out.drafts.size(), 2u);
+  EXPECT_EQ(out.drafts[0].accepted, 7u);
+  EXPECT_EQ(out.drafts[1].proposed, 7u);
   ASSERT_EQ(out.experts.size(), 2u);
   EXPECT_EQ(out.experts[1].layer, 4);
   EXPECT_EQ(out.experts[0].imbalance, 1.5f);

@@ -18,7 +18,10 @@ namespace millrace::engine {
 namespace {
 
 constexpr int kPromptTokens = 16;  // of a decode sequence
+constexpr int kTextPromptTokens = 32;
 constexpr int kMaxBatch = 1024, kMaxRuns = 100;
+constexpr int kDraftRows = 64;  // guesses in a step, as the engine has
+constexpr size_t kMaxTextTokens = 1 << 20;
 
 // Bytes of weights that a step reads, and weights that each of its tokens multiplies with.
 struct Weights {
@@ -76,10 +79,16 @@ struct Bench {
   KvPool pool;
   int64_t longest = 0;
   uint64_t next_id = 1;
+  std::vector<TokenId> text;  // prompts are cut from it, where it is not empty
+  DraftCosts draft_costs;
 
   GenerateRequest request(int prompt, int reply) {
     GenerateRequest request{.id = RequestId(next_id)};
-    for (int i = 0; i < prompt; ++i)
+    const auto begin = text.empty() ? 0 : next_id * 997 % (text.size() - static_cast<size_t>(prompt));
+    if (!text.empty())
+      request.prompt.tokens.assign(text.begin() + static_cast<std::ptrdiff_t>(begin),
+                                   text.begin() + static_cast<std::ptrdiff_t>(begin) + prompt);
+    for (int i = 0; text.empty() && i < prompt; ++i)
       request.prompt.tokens.push_back(
           static_cast<TokenId>(uniform_at(next_id, static_cast<uint64_t>(i)) * packed->config().vocab_size));
     request.sampling.temperature = 0;
@@ -89,13 +98,16 @@ struct Bench {
     return request;
   }
   // Tokens a second of `batch` sequences after their prompts, or (reply 1) of the prompts themselves.
-  double run(int batch, int prompt, int reply) {
+  double run(int batch, int prompt, int reply, int max_drafts = 0, GroupLoad* last = nullptr) {
     EngineCore core(*executor, pool, tokenizer, kernels::row_kernels(),
                     {.max_model_len = longest,
                      .scheduler = {.max_sequences = std::max(batch, 1),
                                    .max_rows = std::max(options.max_num_batched_tokens, batch),
+                                   .max_draft_rows = kDraftRows,
                                    .prefix_caching = false},
-                     .now_ns = monotonic_ns});
+                     .now_ns = monotonic_ns,
+                     .max_drafts = max_drafts});
+    if (max_drafts > 0) core.set_draft_costs(draft_costs);
     std::vector<GenerateEvent> events;
     for (int i = 0; i < batch; ++i) core.add(request(prompt, reply), events);
     int64_t start = monotonic_ns();
@@ -111,6 +123,7 @@ struct Bench {
       }
     }
     const double seconds = static_cast<double>(monotonic_ns() - start) * 1e-9;
+    if (last != nullptr) *last = core.load();
     const double tokens = reply > 1 ? static_cast<double>(core.load().generated_tokens - counted_from)
                                     : static_cast<double>(prompt) * batch;
     return tokens / seconds;
@@ -118,12 +131,41 @@ struct Bench {
   struct Rate {
     double median, min, max;
   };
+  static Rate rate_of(std::vector<double> values) {
+    std::ranges::sort(values);
+    return {values[values.size() / 2], values.front(), values.back()};
+  }
   Rate repeat(int batch, int prompt, int reply) {
     std::vector<double> rates;
     run(batch, prompt, reply);
     for (int i = 0; i < options.runs; ++i) rates.push_back(run(batch, prompt, reply));
-    std::ranges::sort(rates);
-    return {rates[rates.size() / 2], rates.front(), rates.back()};
+    return rate_of(std::move(rates));
+  }
+  // With guesses and without, in turns on the same prompts.
+  std::string speculation(int batch) {
+    std::vector<double> with, without, ratios;
+    GroupLoad load;
+    const int reply = options.decode + 1;
+    for (int i = -1; i < options.runs; ++i) {
+      const uint64_t first_id = next_id;
+      const double plain = run(batch, kTextPromptTokens, reply);
+      next_id = first_id;
+      const double guessed = run(batch, kTextPromptTokens, reply, options.num_speculative_tokens, &load);
+      if (i < 0) continue;
+      without.push_back(plain);
+      with.push_back(guessed);
+      ratios.push_back(guessed / plain);
+    }
+    std::string accepted;
+    for (const DraftCount& place : load.drafts)
+      accepted += fmt::format("{}{:.3f}", accepted.empty() ? "" : ",",
+                              static_cast<double>(place.accepted) / static_cast<double>(place.proposed));
+    const Rate ratio = rate_of(ratios);
+    return fmt::format(
+        R"({{"name":"speculation","batch":{},"tok_s":{:.1f},"tok_s_without":{:.1f},"ratio":{:.3f},"ratio_min":{:.3f},)"
+        R"("ratio_max":{:.3f},"accepted":[{}],"tokens_per_step":{:.2f},"runs":{}}})",
+        batch, rate_of(with).median, rate_of(without).median, ratio.median, ratio.min, ratio.max, accepted,
+        static_cast<double>(load.generated_tokens) / static_cast<double>(load.steps) / batch, options.runs);
   }
 };
 
@@ -148,19 +190,25 @@ Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const 
   MR_TRY(check(options, model->config().max_position));
   const int batch_most = options.batch.empty() ? 1 : *std::ranges::max_element(options.batch);
   const int prefill_most = options.prefill.empty() ? 1 : *std::ranges::max_element(options.prefill);
-  const int64_t decode_len = kPromptTokens + options.decode + 1;
+  const int64_t decode_len = kTextPromptTokens + options.decode + 1;
   const int64_t longest = std::max<int64_t>(prefill_most + 1, decode_len);
   const int64_t pages = std::max(Sequence::pages_for(longest), batch_most * Sequence::pages_for(decode_len));
   const Weights weights = count_weights(*model);
+  const bool drafts = options.num_speculative_tokens > 0 && !options.speculation_text.empty();
+  if (drafts && model->graph().mtp.empty())
+    return invalid(
+        fmt::format("{} has no MTP layer: there is no speculation to measure", model->config().name),
+        "speculation_text");
   Bench bench{.packed = model,
               .tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec())),
               .options = options,
               .executor = MR_TRY(
                   Executor::create(model, {.cpus = options.cpus,
                                            .max_rows = std::max(options.max_num_batched_tokens, batch_most),
-                                           .max_logit_rows = batch_most + 64,
-                                           .max_positions = longest})),
-              .pool = MR_TRY(KvPool::create(pages, kv_shape_of(*model).page_bytes())),
+                                           .max_logit_rows = batch_most + 64 + kDraftRows,
+                                           .max_positions = longest,
+                                           .drafts = drafts})),
+              .pool = MR_TRY(KvPool::create(pages, kv_shape_of(*model, drafts).page_bytes())),
               .longest = longest};
 
   const auto isa = kernels::active_isa();
@@ -184,6 +232,17 @@ Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const 
         number(100 * weights.step_bytes_of(batch) * rate.median / batch / (peak.read_gb_s * 1e9), 2),
         number(rate.min, 1), number(rate.max, 1), options.runs));
   }
+  if (!drafts) return {};
+  MR_TRY(bench.tokenizer->encode(options.speculation_text, {}, kMaxTextTokens, bench.text));
+  if (std::ssize(bench.text) < 2 * kTextPromptTokens)
+    return invalid(fmt::format("the text for speculation has {} tokens, {} are needed", bench.text.size(),
+                               2 * kTextPromptTokens),
+                   "speculation_text");
+  bench.draft_costs = measure_draft_costs(*bench.executor, bench.pool,
+                                          {.max_rows = bench.executor->max_rows(),
+                                           .max_sequences = batch_most,
+                                           .max_logit_rows = bench.executor->max_logit_rows()});
+  for (const int batch : options.batch) sink(bench.speculation(batch));
   return {};
 }
 

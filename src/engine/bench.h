@@ -12,9 +12,15 @@
 // Prefill is one prompt of that many tokens to its first token, nothing cached. Decode makes `decode` greedy
 // tokens in each of `batch` sequences after prompts of 16 tokens; scheduling and sampling are in both, HTTP
 // and text are not.
+// With speculation_text and a model that has an MTP layer, decoding is measured again, with guesses and without, in
+// turns, after prompts of 32 tokens cut from that text (random ones would be guessed at random):
+//   {"name":"speculation","batch":1,"tok_s":...,"tok_s_without":...,"ratio":...,"ratio_min":...,"ratio_max":...,
+//    "accepted":[...],"tokens_per_step":...}
+// accepted: of the guesses at each place, the share that was right; empty where guessing did not pay.
 #pragma once
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -31,6 +37,8 @@ struct BenchOptions {
   int runs = 3;                            // of each line, after one that is not counted
   double peak_seconds = 1.0;               // for each of the machine's figures
   int max_num_batched_tokens = 512;
+  int num_speculative_tokens = 3;
+  std::string speculation_text;  // UTF-8; empty: speculation is not measured
 };
 
 // sink gets one line (no newline) at a time, as soon as it is measured.

@@ -24,8 +24,10 @@ namespace millrace::engine {
 namespace {
 
 constexpr int kPromptLogitRows = 64;  // rows of logits a step gives to prompt_logprobs: bounds their memory
+constexpr int kDraftRows = 64;        // likewise of guesses
 constexpr int64_t kReplyGuess = 256;  // tokens of a reply, for Retry-After, until replies have been measured
-constexpr size_t kPopulatePiece = 2 * kMiB;  // some milliseconds: what a first step or the engine's end may wait
+constexpr size_t kPopulatePiece =
+    2 * kMiB;  // some milliseconds: what a first step or the engine's end may wait
 constexpr std::chrono::milliseconds kPopulatePause{20};
 constexpr double kRetryAtLeastS = 1, kRetryAtMostS = 600;
 
@@ -107,9 +109,11 @@ class EngineImpl final : public Engine {
             .scheduler = {.max_sequences = options.max_num_seqs,
                           .max_rows = options.max_num_batched_tokens,
                           .max_prompt_logit_rows = kPromptLogitRows,
+                          .max_draft_rows = kDraftRows,
                           .prefix_caching = options.prefix_caching},
             .eos = model.config().eos,
-            .now_ns = monotonic_ns};
+            .now_ns = monotonic_ns,
+            .max_drafts = options.num_speculative_tokens};
   }
 
   // Tokens that a request is expected to cost; text counts four bytes a token.
@@ -166,9 +170,10 @@ class EngineImpl final : public Engine {
             .param = "messages"};
   }
 
-  // Takes the KV pool's memory from the kernel while there is nothing to compute. Where a step is first to write a page it
-  // waits for the kernel to clear it: 8 % of decoding at batch 32, measured. In small pieces at ordinary priority: a
-  // thread of the idle class would hold the address space's lock whenever a step takes the core from it.
+  // Takes the KV pool's memory from the kernel while there is nothing to compute. Where a step is first to
+  // write a page it waits for the kernel to clear it: 8 % of decoding at batch 32, measured. In small pieces
+  // at ordinary priority: a thread of the idle class would hold the address space's lock whenever a step
+  // takes the core from it.
   void populate_pool() {
     const Buffer& memory = pool_.memory();
     for (size_t done = 0; done < memory.size_bytes() && !populate_ends_.load(std::memory_order_relaxed);) {
@@ -182,7 +187,17 @@ class EngineImpl final : public Engine {
     }
   }
 
+  // What guesses cost, on the thread that will make them.
+  void measure_drafts() {
+    busy_.store(true, std::memory_order_relaxed);
+    core_.set_draft_costs(measure_draft_costs(*executor_, pool_,
+                                              {.max_rows = executor_->max_rows(),
+                                               .max_sequences = options_.max_num_seqs,
+                                               .max_logit_rows = executor_->max_logit_rows()}));
+  }
+
   void step_loop() {
+    if (executor_->drafts()) measure_drafts();
     std::vector<GenerateEvent> events;
     while (take_commands(events)) {
       const bool steps = !core_.idle();
@@ -326,14 +341,16 @@ class EngineImpl final : public Engine {
 
 Expected<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const model::PackedModel> model,
                                                  const EngineOptions& options, EventSink sink) {
-  const kernels::KvShape shape = kv_shape_of(*model);
+  const bool drafts = options.num_speculative_tokens > 0 && !model->graph().mtp.empty();
+  const kernels::KvShape shape = kv_shape_of(*model, drafts);
   const ResolvedOptions resolved = MR_TRY(resolve_options(options, model->config(), shape));
   auto tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec()));
-  auto executor =
-      MR_TRY(Executor::create(model, {.cpus = resolved.options.cpus,
-                                      .max_rows = resolved.options.max_num_batched_tokens,
-                                      .max_logit_rows = resolved.options.max_num_seqs + kPromptLogitRows,
-                                      .max_positions = resolved.options.max_model_len}));
+  auto executor = MR_TRY(Executor::create(
+      model, {.cpus = resolved.options.cpus,
+              .max_rows = resolved.options.max_num_batched_tokens,
+              .max_logit_rows = resolved.options.max_num_seqs + kPromptLogitRows + (drafts ? kDraftRows : 0),
+              .max_positions = resolved.options.max_model_len,
+              .drafts = drafts}));
   auto pool = MR_TRY(KvPool::create(resolved.pages, shape.page_bytes()));
   log(LogLevel::info, "engine", "{}: {} KV pages of {} tokens ({} MiB), context {}, {} threads, {}",
       model->config().name, resolved.pages, kernels::kPageTokens, (resolved.options.kv_cache_bytes >> 20),

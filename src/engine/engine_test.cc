@@ -122,10 +122,11 @@ TEST_P(EngineBits, DependOnTheRequestAlone) {
     requests.push_back(request_of(id, random_tokens(random, random() % 80 + 1), 40));
   std::vector<Reply> want;
   {
-    Running alone({.max_num_seqs = 1, .prefix_caching = false}, GetParam());
+    Running alone({.max_num_seqs = 1, .prefix_caching = false, .num_speculative_tokens = 0}, GetParam());
     for (const auto& request : requests) want.push_back(alone.ask(request));
   }
-  const size_t page = kv_shape_of(TinyModel(GetParam().type, GetParam().sizes)).page_bytes();
+  const auto& sizes = GetParam().sizes;
+  const size_t page = kv_shape_of(TinyModel(GetParam().type, sizes), sizes.mtp).page_bytes();
   for (const EngineOptions& options : {EngineOptions{}, EngineOptions{.cpus = {-1, -1}},
                                        EngineOptions{.max_num_seqs = 8, .max_num_batched_tokens = 13},
                                        EngineOptions{.cpus = {-1, -1}, .kv_cache_bytes = 20 * page}}) {
@@ -181,12 +182,23 @@ TEST_P(EngineBits, ResumedEqualsUndisturbed) {
   }
 }
 
+// Random weights guess badly (the policy soon stops): deepseek_mtp_slow_test.cc has a model that guesses
+// well.
+testing::TinySizes with_mtp(testing::TinySizes sizes) {
+  sizes.mtp = true;
+  return sizes;
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, EngineBits,
                          ::testing::Values(Variant{model::PackType::int8}, Variant{model::PackType::float32},
                                            Variant{model::PackType::int8, testing::tiny_deepseek()},
-                                           Variant{model::PackType::float32, testing::tiny_deepseek()}),
+                                           Variant{model::PackType::float32, testing::tiny_deepseek()},
+                                           Variant{model::PackType::int8, with_mtp({})},
+                                           Variant{model::PackType::int8,
+                                                   with_mtp(testing::tiny_deepseek())}),
                          [](const auto& suite) {
                            return std::string(suite.param.sizes.mla.used() ? "deepseek_" : "dense_") +
+                                  (suite.param.sizes.mtp ? "mtp_" : "") +
                                   (suite.param.type == model::PackType::int8 ? "int8" : "float32");
                          });
 

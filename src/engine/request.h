@@ -60,11 +60,11 @@ struct GenerateRequest {
   int top_logprobs = -1;     // -1: none; 0: the chosen token's only; up to kMaxTopLogprobs
   int prompt_logprobs = -1;  // -1: none; as above, for each prompt token (echo); computes the whole prompt
   bool skip_special_tokens = true;
-  // How the model marks its thought; unused: the reply is all answer. The text keeps the markers, also where they are
-  // special tokens and those are skipped; stop strings are not looked for within the thought.
+  // How the model marks its thought; unused: the reply is all answer. The text keeps the markers, also where
+  // they are special tokens and those are skipped; stop strings are not looked for within the thought.
   ReasoningFormat reasoning;
-  int priority = 0;        // lower runs first
-  std::string cache_salt;  // requests with different salts never share cached pages
+  int priority = 0;          // lower runs first
+  std::string cache_salt;    // requests with different salts never share cached pages
   int64_t submitted_ns = 0;  // monotonic; set by Engine::submit and, alone of all fields, not on the wire
 };
 
@@ -99,7 +99,7 @@ struct GenerateEvent {
   // In the first event of a request (and again after a resume):
   bool has_prompt = false;
   int64_t prompt_tokens = 0, cached_tokens = 0;
-  double queue_s = 0;  // from submit() to the first step that computed some of it
+  double queue_s = 0;                     // from submit() to the first step that computed some of it
   std::vector<TokenId> prompt_ids;        // only with prompt_logprobs
   std::vector<TokenOut> prompt_logprobs;  // entry 0 has no logprob
 
@@ -114,7 +114,14 @@ struct GenerateEvent {
 // How evenly the rows of one mixture of experts have fallen on its experts since start.
 struct ExpertBalance {
   int layer = 0;
-  float imbalance = 0;  // rows of the busiest expert over the mean; 1: even, the number of experts: all on one
+  float imbalance =
+      0;  // rows of the busiest expert over the mean; 1: even, the number of experts: all on one
+};
+
+// Guesses of the model's MTP layer at one place after the last token (0: the next one), since start.
+inline constexpr int kMaxDrafts = 8;
+struct DraftCount {
+  uint64_t proposed = 0, accepted = 0;  // accepted: computed in one step with the token before
 };
 
 // What a group publishes with each step (decision 4: routers choose from published load).
@@ -124,6 +131,7 @@ struct GroupLoad {
   int running = 0, waiting = 0;
   int64_t kv_pages_total = 0, kv_pages_free = 0;  // free includes cached pages nobody uses
   uint64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, preemptions = 0;  // totals since start
+  std::vector<DraftCount> drafts;      // by place; empty until something was guessed
   std::vector<ExpertBalance> experts;  // one a mixture, of a model that has some; renewed every 64 steps
 };
 

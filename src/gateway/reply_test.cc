@@ -335,6 +335,9 @@ TEST_F(Reply, MetricsCountWhatHappened) {
         "vllm:request_prefill_time_seconds_count{model_name=\"fake\"} 1",
         "vllm:kv_cache_usage_perc{model_name=\"fake\"} 0.25",
         "vllm:num_preemptions_total{model_name=\"fake\"} 3", "millrace_group_up{group=\"0\"} 1",
+        "millrace_spec_decode_drafts_total{model_name=\"fake\"} 10",
+        "millrace_spec_decode_draft_tokens_total{model_name=\"fake\"} 20",
+        "vllm:spec_decode_num_accepted_tokens_per_pos{model_name=\"fake\",position=\"1\"} 5",
         "millrace_expert_imbalance{group=\"0\",layer=\"4\"} 1.25",
         "millrace_generations_in_flight{model_name=\"fake\"} 0",
         "route=\"/v1/chat/completions\",status=\"400\"} 1"})

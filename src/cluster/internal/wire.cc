@@ -231,12 +231,20 @@ void to_wire(const engine::GroupLoad& load, wire::Load* out) {
     out->add_expert_layers(mixture.layer);
     out->add_expert_imbalances(mixture.imbalance);
   }
+  for (const auto& place : load.drafts) {
+    out->add_drafts_proposed(place.proposed);
+    out->add_drafts_accepted(place.accepted);
+  }
 }
 
 engine::GroupLoad from_wire(const wire::Load& in) {
   std::vector<engine::ExpertBalance> experts;
   for (int i = 0; i < std::min(in.expert_layers_size(), in.expert_imbalances_size()); ++i)
     experts.push_back({.layer = in.expert_layers(i), .imbalance = in.expert_imbalances(i)});
+  std::vector<engine::DraftCount> drafts;
+  for (int i = 0; i < std::min({in.drafts_proposed_size(), in.drafts_accepted_size(), engine::kMaxDrafts});
+       ++i)
+    drafts.push_back({.proposed = in.drafts_proposed(i), .accepted = in.drafts_accepted(i)});
   return {.steps = in.steps(),
           .last_step_age_ms = in.last_step_age_ms(),
           .running = in.running(),
@@ -247,6 +255,7 @@ engine::GroupLoad from_wire(const wire::Load& in) {
           .cached_tokens = in.cached_tokens(),
           .generated_tokens = in.generated_tokens(),
           .preemptions = in.preemptions(),
+          .drafts = std::move(drafts),
           .experts = std::move(experts)};
 }
 

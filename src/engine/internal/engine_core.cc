@@ -24,6 +24,8 @@ Status context_exceeded(int64_t limit, int64_t prompt, int64_t reply) {
           .param = "messages"};
 }
 
+constexpr int kRetryTokens = 64;  // after which a sequence that does not guess is thought half as hopeless
+
 }  // namespace
 
 EngineCore::EngineCore(StepModel& model, KvPool& pool, std::shared_ptr<const model::Tokenizer> tokenizer,
@@ -32,7 +34,8 @@ EngineCore::EngineCore(StepModel& model, KvPool& pool, std::shared_ptr<const mod
       pool_(pool),
       tokenizer_(std::move(tokenizer)),
       options_(std::move(options)),
-      scheduler_(options_.scheduler, pool_) {
+      scheduler_(options_.scheduler, pool_),
+      drafting_(model.drafts() ? std::clamp(options_.max_drafts, 0, kMaxDrafts) : 0) {
   for (int thread = 0; thread < model_.threads(); ++thread) samplers_.emplace_back(model_.vocab_size(), rows);
 }
 
@@ -132,76 +135,140 @@ void EngineCore::step(std::vector<GenerateEvent>& events) {
   for (const auto& scheduled : plan)
     if (scheduled.sequence->first_step_ns == 0) scheduled.sequence->first_step_ns = start_ns;
   gather(plan);
-  model_.run({.tokens = tokens_, .segments = segments_, .logit_rows = logit_rows_}, pool_.base());
+  model_.run({.tokens = tokens_, .segments = segments_, .logit_rows = logit_rows_, .state_rows = state_rows_},
+             pool_.base());
   if (!draws_.empty())
     model_.parallel(static_cast<int>(draws_.size()),
                     [this](int index, int thread) { draw(draws_[static_cast<size_t>(index)], thread); });
-  for (const auto& scheduled : plan) scheduler_.computed(scheduled);
+  const int64_t rows = settle(plan);
+  if (!state_rows_.empty()) draft(plan);  // before pages are shared: it writes into them
+  for (const auto& scheduled : plan) scheduler_.publish(*scheduled.sequence);
   ++steps_;
-  measure(static_cast<int64_t>(tokens_.size()), start_ns);
+  measure(rows, start_ns);
   for (auto& drawn : draws_) accept(drawn, events);
+}
+
+// A sequence guesses after this step, or not: what is kept of the step depends on it.
+void EngineCore::choose_depths(std::span<const ScheduledRows> plan) {
+  int making = 0;  // sequences that make a token
+  for (const auto& [sequence, rows, drafts] : plan)
+    making += sequence->computed + rows - drafts == sequence->size();
+  for (const auto& [sequence, rows, drafts] : plan) {
+    const int depth = drafting_.depth(sequence->acceptance, std::max(making, 1));
+    if (depth == 0 && sequence->draft_depth > 0) sequence->undrafted = 0;
+    sequence->draft_depth = depth;
+    // What was seen of it fades while it does not guess, so that it gets another try.
+    if (depth == 0 && ++sequence->undrafted % kRetryTokens == 0) sequence->acceptance.fade(0.5);
+  }
 }
 
 void EngineCore::gather(std::span<const ScheduledRows> plan) {
   tokens_.clear();
   segments_.clear();
   logit_rows_.clear();
+  state_rows_.clear();
   draws_.clear();
-  const auto want = [&](Sequence& sequence, int row, int64_t prompt_position) {
+  bool drafting = false;
+  if (drafting_.max_drafts() > 0) {
+    choose_depths(plan);
+    drafting = std::ranges::any_of(
+        plan, [](const ScheduledRows& scheduled) { return scheduled.sequence->draft_depth > 0; });
+  }
+  const auto want_row = [this](int row) {
     if (logit_rows_.empty() || logit_rows_.back() != row) logit_rows_.push_back(row);
-    draws_.push_back({&sequence, static_cast<int>(logit_rows_.size()) - 1, prompt_position, {}});
+    return static_cast<int>(logit_rows_.size()) - 1;
   };
-  for (const auto& [sequence, rows] : plan) {
+  for (const auto& [sequence, rows, drafts] : plan) {
     const int row_begin = static_cast<int>(tokens_.size());
     const auto first = sequence->tokens.begin() + sequence->computed;
-    tokens_.insert(tokens_.end(), first, first + rows);
+    tokens_.insert(tokens_.end(), first, first + rows - drafts);
+    tokens_.insert(tokens_.end(), sequence->drafts.begin(), sequence->drafts.begin() + drafts);
     segments_.push_back({sequence->pages.data(), sequence->computed, row_begin, rows});
-    for (int row = 0; row < rows; ++row) {
+    for (int row = 0; row < rows - drafts; ++row) {
       const int64_t next = sequence->computed + row + 1;  // position of the token that this row predicts
       if (sequence->wants_prompt_logprobs() && next < sequence->prompt_size)
-        want(*sequence, row_begin + row, next);
-      if (next == sequence->size()) want(*sequence, row_begin + row, -1);
+        draws_.push_back(
+            {.sequence = sequence, .logit_index = want_row(row_begin + row), .prompt_position = next});
+      if (next == sequence->size())
+        draws_.push_back({.sequence = sequence, .logit_index = want_row(row_begin + row), .drafts = drafts});
     }
+    for (int row = rows - drafts; row < rows; ++row) want_row(row_begin + row);
+    if (!drafting) continue;
+    for (int row = 0; row < rows; ++row)
+      if (sequence->draft_depth > 0 || std::ranges::binary_search(logit_rows_, row_begin + row))
+        state_rows_.push_back(row_begin + row);
   }
 }
 
 void EngineCore::draw(Draw& draw, int thread) {
   Sequence& sequence = *draw.sequence;
-  const float* logits = model_.logits(draw.logit_index);
   Sampler& sampler = samplers_[static_cast<size_t>(thread)];
   if (draw.prompt_position >= 0) {
     const TokenId token = sequence.tokens[static_cast<size_t>(draw.prompt_position)];
-    draw.out = sampler.logprobs(logits, token, sequence.request.prompt_logprobs);
+    draw.outs.push_back(
+        sampler.logprobs(model_.logits(draw.logit_index), token, sequence.request.prompt_logprobs));
     return;
   }
-  draw.out = sampler.sample({.logits = logits,
-                             .params = &sequence.request.sampling,
-                             .prompt = sequence.prompt(),
-                             .generated = sequence.generated(),
-                             .banned = sequence.text.banned(),
-                             .index = static_cast<uint64_t>(sequence.size() - sequence.prompt_size),
-                             .top_logprobs = sequence.request.top_logprobs});
+  // Each token is drawn as if it were alone; the next row counts if that token is what it was computed from.
+  for (int j = 0;; ++j) {
+    draw.outs.push_back(
+        sampler.sample({.logits = model_.logits(draw.logit_index + j),
+                        .params = &sequence.request.sampling,
+                        .prompt = sequence.prompt(),
+                        .generated = sequence.generated(),
+                        .banned = sequence.text.banned(),
+                        .index = static_cast<uint64_t>(sequence.size() - sequence.prompt_size),
+                        .top_logprobs = sequence.request.top_logprobs}));
+    const TokenId token = draw.outs.back().token;
+    sequence.tokens.push_back(token);
+    draw.end = sequence.text.push(token, draw.text);
+    if (draw.end.finish != FinishReason::none || j == draw.drafts ||
+        token != sequence.drafts[static_cast<size_t>(j)])
+      return;
+  }
+}
+
+// What of the step's rows stands: all, but of guesses only those that were right. Returns how many.
+int64_t EngineCore::settle(std::span<const ScheduledRows> plan) {
+  int64_t stand = 0;
+  for (const auto& [sequence, rows, drafts] : plan) {
+    scheduler_.computed(*sequence, rows - drafts);
+    stand += rows - drafts;
+  }
+  for (Draw& draw : draws_) {
+    if (draw.prompt_position >= 0) continue;
+    Sequence& sequence = *draw.sequence;
+    const int right = static_cast<int>(draw.outs.size()) - 1;
+    scheduler_.computed(sequence, right);
+    stand += right;
+    // A reply that ended says nothing of the guesses after its end.
+    if (draw.drafts > 0)
+      drafting_.note(sequence.acceptance, draw.end.finish == FinishReason::none ? draw.drafts : right, right);
+    sequence.drafts.clear();
+    sequence.ended = draw.end.finish != FinishReason::none;
+    if (!on_logits) continue;
+    for (int j = 0; j <= right; ++j)
+      on_logits(sequence.request.id,
+                static_cast<uint64_t>(sequence.size() - sequence.prompt_size - 1 - right + j),
+                model_.logits(draw.logit_index + j));
+  }
+  return stand;
 }
 
 void EngineCore::accept(Draw& draw, std::vector<GenerateEvent>& events) {
   Sequence& sequence = *draw.sequence;
   if (draw.prompt_position >= 0) {
-    sequence.prompt_logprobs[static_cast<size_t>(draw.prompt_position)] = std::move(draw.out);
+    sequence.prompt_logprobs[static_cast<size_t>(draw.prompt_position)] = std::move(draw.outs.front());
     return;
   }
-  const TokenId token = draw.out.token;
-  if (on_logits)
-    on_logits(sequence.request.id, static_cast<uint64_t>(sequence.size() - sequence.prompt_size),
-              model_.logits(draw.logit_index));
-  ++generated_tokens_;
-  sequence.tokens.push_back(token);
+  generated_tokens_ += draw.outs.size();
   GenerateEvent event{.id = sequence.request.id};
   if (!sequence.announced) announce(sequence, event);
-  event.tokens.push_back(std::move(draw.out));
-  OutputText::End end = sequence.text.push(token, event.text);
-  event.finish = end.finish;
-  event.stop_match = std::move(end.stop_match);
-  event.stop_token = end.stop_token;
+  event.tokens = std::move(draw.outs);
+  event.text = std::move(draw.text);
+  event.finish = draw.end.finish;
+  event.stop_match = std::move(draw.end.stop_match);
+  event.stop_token = draw.end.stop_token;
   const bool done = event.finish != FinishReason::none;
   events.push_back(std::move(event));
   if (done) finish(sequence);
@@ -235,7 +302,8 @@ GroupLoad EngineCore::load() const {
           .prompt_tokens = prompt_tokens_,
           .cached_tokens = scheduler_.cached_tokens(),
           .generated_tokens = generated_tokens_,
-          .preemptions = scheduler_.preemptions()};
+          .preemptions = scheduler_.preemptions(),
+          .drafts = drafting_.counts()};
 }
 
 }  // namespace millrace::engine

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/internal/drafting.h"
 #include "engine/internal/kv_pool.h"
 #include "engine/internal/sampler.h"
 #include "engine/internal/scheduler.h"
@@ -24,6 +25,7 @@ struct CoreOptions {
   SchedulerLimits scheduler;
   std::vector<TokenId> eos;
   std::function<int64_t()> now_ns;
+  int max_drafts = 0;  // guesses a sequence and step, where the model can guess
 };
 
 class EngineCore {
@@ -37,6 +39,7 @@ class EngineCore {
   void cancel(RequestId id, std::vector<GenerateEvent>& events);
   // Ends every request with `status`.
   void fail_all(const Status& status, std::vector<GenerateEvent>& events);
+  void set_draft_costs(DraftCosts costs) { drafting_.set_costs(std::move(costs)); }
   bool idle() const { return sequences_.empty(); }
   void step(std::vector<GenerateEvent>& events);
   GroupLoad load() const;                            // without last_step_age_ms
@@ -47,17 +50,33 @@ class EngineCore {
   std::function<void(RequestId, uint64_t index, const float* logits)> on_logits;
 
  private:
-  struct Draw {  // one wanted row of this step
+  struct Draw {  // one wanted row of this step; with guesses, those after it too
     Sequence* sequence = nullptr;
     int logit_index = 0;
-    // >= 0: log-probability of the prompt token at this position; else the next token.
+    // >= 0: log-probability of the prompt token at this position; else the next tokens.
     int64_t prompt_position = -1;
-    TokenOut out;
+    int drafts = 0;              // rows after it, each good if the token drawn before it is its guess
+    std::vector<TokenOut> outs;  // drawn: the last one's row was the last that is good
+    std::string text;
+    OutputText::End end;
+  };
+  // One sequence's rows that the MTP layer runs after the step.
+  struct Guess {
+    Sequence* sequence = nullptr;
+    int64_t first_position = 0;
+    int rows = 0, state_row = 0;  // of the step
+    bool guesses = false;         // the last row's guess is wanted
   };
   Expected<std::unique_ptr<Sequence>> make_sequence(GenerateRequest&& request) const;
+  void choose_depths(std::span<const ScheduledRows> plan);
   void gather(std::span<const ScheduledRows> plan);
   void draw(Draw& draw, int thread);
+  int64_t settle(std::span<const ScheduledRows> plan);
   void accept(Draw& draw, std::vector<GenerateEvent>& events);
+  void draft(std::span<const ScheduledRows> plan);
+  bool gather_guess(Sequence& sequence, int64_t first, int row_begin, Guess& guess) const;
+  void draft_rows();
+  void draft_again(int place);
   void announce(Sequence& sequence, GenerateEvent& event);
   void finish(Sequence& sequence);
   void measure(int64_t rows, int64_t start_ns);
@@ -67,6 +86,7 @@ class EngineCore {
   const std::shared_ptr<const model::Tokenizer> tokenizer_;
   const CoreOptions options_;
   Scheduler scheduler_;
+  DraftPolicy drafting_;
   std::vector<Sampler> samplers_;  // one a thread
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   uint64_t arrivals_ = 0, refusals_ = 0, steps_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0;
@@ -75,7 +95,8 @@ class EngineCore {
   // This step; kept for their memory.
   std::vector<TokenId> tokens_;
   std::vector<StepSegment> segments_;
-  std::vector<int32_t> logit_rows_;
+  std::vector<int32_t> logit_rows_, state_rows_, states_, guess_rows_;
+  std::vector<Guess> guesses_, guessing_;
   std::vector<Draw> draws_;
 };
 

@@ -19,13 +19,16 @@ using testing::Replies;
 using testing::Reply;
 
 struct Rig {
-  explicit Rig(int64_t pages, SchedulerLimits limits = {}, int64_t max_model_len = 512)
-      : model(limits.max_rows, limits.max_sequences + limits.max_prompt_logit_rows),
+  explicit Rig(int64_t pages, SchedulerLimits limits = {}, int64_t max_model_len = 512, int max_drafts = 0)
+      : model(limits.max_rows, limits.max_sequences + limits.max_prompt_logit_rows + limits.max_draft_rows,
+              max_drafts > 0),
         pool(KvPool::create(pages, FakeModel::kPageBytes).value()),
         core(model, pool, std::make_shared<ByteTokenizer>(), kernels::row_kernels(),
-             {.max_model_len = max_model_len, .scheduler = limits, .eos = {kEos}, .now_ns = [this] {
-                return now += 1000;
-              }}) {}
+             {.max_model_len = max_model_len,
+              .scheduler = limits,
+              .eos = {kEos},
+              .now_ns = [this] { return now += 1000; },
+              .max_drafts = max_drafts}) {}
   void add(GenerateRequest request) { core.add(std::move(request), events); }
   void step() {
     core.step(events);
@@ -104,16 +107,29 @@ TEST(EngineCore, OneRequestSaysWhatTheDefinitionSays) {
 }
 
 // Everything at once from a seed: tiny pool, chunks, priorities, cancels, shared prefixes, salts, stops,
-// echo, penalties.
-void scenario(uint32_t seed) {
+// echo, penalties; guesses, which some steps do not pay for.
+struct Said {
+  uint64_t tokens = 0, steps = 0, guessed = 0;
+};
+void scenario(uint32_t seed, int max_drafts, Said& said) {
   std::mt19937 random(seed);
   SchedulerLimits limits{.max_sequences = static_cast<int>(random() % 6 + 1),
                          .max_prompt_logit_rows = static_cast<int>(random() % 8 + 1),
                          .prefix_caching = random() % 4 != 0};
   limits.max_rows = limits.max_sequences + static_cast<int>(random() % 40);
+  if (max_drafts > 0) limits.max_draft_rows = static_cast<int>(random() % 12);
   const int64_t pages = 4 + static_cast<int64_t>(random() % 12);
   const int64_t max_len = std::min<int64_t>(pages * kernels::kPageTokens, 200);
-  Rig rig(pages, limits, max_len);
+  Rig rig(pages, limits, max_len, max_drafts);
+  if (random() % 2 == 0) {  // costs by which it pays for few sequences only
+    DraftCosts costs;
+    costs.step.add(1, 1e-3);
+    costs.step.add(4, 1.1e-3);
+    costs.step.add(64, 50e-3);
+    costs.first.add(1, 0.1e-3);
+    costs.again.add(1, 0.1e-3);
+    rig.core.set_draft_costs(costs);
+  }
   const auto common = random_tokens(random, 128);
   std::map<uint64_t, GenerateRequest> requests;
   std::vector<uint64_t> cancelled;
@@ -150,6 +166,9 @@ void scenario(uint32_t seed) {
     rig.step();
   }
   EXPECT_EQ(rig.pool.pages_free(), rig.pool.pages_total()) << "seed " << seed;
+  said.tokens += rig.core.load().generated_tokens;
+  said.steps += rig.core.load().steps;
+  said.guessed += rig.model.guessed;
   for (const auto& [id, request] : requests) {
     const Reply& got = rig.replies[id];
     if (std::ranges::count(cancelled, id) > 0) {
@@ -174,10 +193,70 @@ void scenario(uint32_t seed) {
 }
 
 TEST(EngineCore, RandomScenariosSayWhatTheDefinitionSays) {
+  Said said;
   for (uint32_t seed = 1; seed <= 60; ++seed) {
-    scenario(seed);
+    scenario(seed, 0, said);
     if (HasFailure()) return;
   }
+  EXPECT_EQ(said.guessed, 0u);
+}
+
+TEST(EngineCore, RandomScenariosWithGuessesSayTheSame) {
+  Said said;
+  for (uint32_t seed = 1; seed <= 120; ++seed) {
+    scenario(seed, 1 + static_cast<int>(seed % 4), said);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(said.guessed, 1000u);
+}
+
+// Three of four guesses are right: a chain of three gives 1 + 0.75 + 0.56 + 0.42 tokens a step.
+TEST(EngineCore, RightGuessesSaveSteps) {
+  std::mt19937 random(3);
+  Rig rig(32, {.max_draft_rows = 16}, 512, 3);
+  auto request = request_of(1, random_tokens(random, 40), 400);
+  request.sampling.temperature = 0;
+  request.stop.ignore_eos = true;
+  rig.add(request);
+  rig.run();
+  expect_same(rig.replies[1], reference(request), 1);
+  const GroupLoad load = rig.core.load();
+  EXPECT_EQ(load.generated_tokens, 400u);
+  EXPECT_LT(load.steps, 400 / 2.4);
+  EXPECT_GT(load.steps, 400 / 3.1);
+  ASSERT_EQ(load.drafts.size(), 3u);
+  for (size_t place = 0; place < 3; ++place) {
+    EXPECT_NEAR(
+        static_cast<double>(load.drafts[place].accepted) / static_cast<double>(load.drafts[place].proposed),
+        std::pow(0.75, place + 1.0), 0.12);
+  }
+  // Their keys are not lost with a second turn, whose guesses start at once and are as good.
+  auto prompt = request.prompt.tokens;
+  prompt.insert(prompt.end(), rig.replies[1].tokens.begin(), rig.replies[1].tokens.begin() + 60);
+  auto second = request_of(2, prompt, 60);
+  second.sampling.temperature = 0;
+  second.stop.ignore_eos = true;
+  rig.add(second);
+  rig.run();
+  expect_same(rig.replies[2], reference(second), 2);
+  EXPECT_EQ(rig.replies[2].cached_tokens, 96);
+  EXPECT_GT(rig.core.load().drafts[0].proposed, load.drafts[0].proposed + 15);
+}
+
+// Where each row costs as much as the first, nothing is guessed, and the model keeps no state for it.
+TEST(EngineCore, DoesNotGuessWhereItDoesNotPay) {
+  std::mt19937 random(3);
+  Rig rig(32, {.max_draft_rows = 16}, 512, 3);
+  DraftCosts costs;
+  costs.step.add(1, 1e-3);
+  costs.step.add(2, 2e-3);
+  rig.core.set_draft_costs(costs);
+  auto request = request_of(1, random_tokens(random, 40), 50);
+  request.stop.ignore_eos = true;
+  rig.add(request);
+  rig.run();
+  EXPECT_EQ(rig.model.guessed, 0u);
+  EXPECT_TRUE(rig.core.load().drafts.empty());
 }
 
 TEST(EngineCore, SecondTurnUsesTheFirstTurnsPages) {

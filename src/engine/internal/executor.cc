@@ -27,13 +27,13 @@ int64_t spread_bytes(int64_t width) {
 
 }  // namespace
 
-kernels::KvShape kv_shape_of(const model::PackedModel& model) {
+kernels::KvShape kv_shape_of(const model::PackedModel& model, bool drafts) {
   const auto& config = model.config();
   const auto& mla = config.mla;
   // Latent attention caches [latent | rotary key], padded for the matrix unit; the value is the key's latent.
   const int key_dim =
       mla.used() ? static_cast<int>(round_up(mla.kv_lora_rank + mla.rope_head_dim, 32)) : config.head_dim;
-  return {.layers = config.layers,
+  return {.layers = config.layers + (drafts ? 1 : 0),
           .kv_heads = config.kv_heads,
           .key_dim = key_dim,
           .value_dim = mla.used() ? mla.kv_lora_rank : config.head_dim,
@@ -49,10 +49,11 @@ Executor::Executor(std::shared_ptr<const model::PackedModel> model, const Execut
       rows_(kernels::row_kernels_at(isa_)),
       attention_(kernels::attention_kernels_at(isa_)),
       moe_(kernels::moe_kernels_at(isa_)),
-      shape_(kv_shape_of(*model_)),
+      shape_(kv_shape_of(*model_, options.drafts)),
       max_rows_(options.max_rows),
       max_logit_rows_(options.max_logit_rows),
       record_experts_(options.record_experts),
+      mtp_(options.drafts && !model_->graph().mtp.empty() ? &model_->graph().mtp.front() : nullptr),
       max_positions_(options.max_positions),
       team_(options.cpus) {
   panel_rows_ = options.panel_rows > 0 ? options.panel_rows : 64;
@@ -66,10 +67,20 @@ Expected<std::unique_ptr<Executor>> Executor::create(std::shared_ptr<const model
   if (options.cpus.empty() || options.max_rows < 1 || options.max_logit_rows < 1 || options.max_positions < 1)
     return invalid("the executor needs at least one thread, row, logit row and position");
   if (options.panel_rows % kernels::kPageTokens != 0) return invalid("panel_rows must be a multiple of 32");
+  if (options.drafts && model->graph().mtp.empty())
+    return invalid(fmt::format("{} has no MTP layer to guess with", model->config().name));
   std::unique_ptr<Executor> executor(new Executor(std::move(model), options));
   MR_TRY(executor->check_graph());
-  executor->build_mixtures();
-  executor->build_stages();
+  const model::Graph& graph = executor->model_->graph();
+  executor->build_mixtures(graph.modules);
+  if (executor->mtp_ != nullptr) executor->build_mixtures(executor->mtp_->modules);
+  size_t mixtures = 0;
+  executor->model_walk_ = executor->build_walk(graph.modules, mixtures);
+  if (executor->mtp_ != nullptr) {
+    executor->mtp_walk_ = executor->build_walk(executor->mtp_->modules, mixtures);
+    executor->mtp_walk_.head = &executor->mtp_->head;
+  }
+  executor->embed_ = &std::get<model::EmbedModule>(graph.modules.front());
   MR_TRY(executor->allocate());
   return executor;
 }
@@ -94,8 +105,8 @@ kernels::RouterRule rule_of(const model::MoeConfig& moe, const model::RouterModu
 }
 }  // namespace
 
-void Executor::build_mixtures() {
-  for (const auto& module : model_->graph().modules) {
+void Executor::build_mixtures(std::span<const model::Module> modules) {
+  for (const auto& module : modules) {
     if (const auto* router = std::get_if<model::RouterModule>(&module)) {
       mixtures_.push_back({.router = router,
                            .rule = rule_of(config_.moe, *router),
@@ -108,39 +119,45 @@ void Executor::build_mixtures() {
   }
 }
 
-void Executor::build_stages() {
-  size_t mixtures = 0, last_attention = 0;
-  stages_.emplace_back();
-  const auto add = [this](Op::Kind kind, const model::Module& module) {
-    stages_.back().ops.push_back({.kind = kind, .module = &module});
+// `mixtures`: of mixtures_, how many stand before these modules; counted on. Modules without an embedding are
+// the MTP layer's, which start from joined states.
+Executor::Walk Executor::build_walk(std::span<const model::Module> modules, size_t& mixtures) const {
+  Walk walk;
+  auto& stages = walk.stages;
+  size_t last_attention = 0;
+  stages.emplace_back();
+  const auto add = [&stages](Op::Kind kind, const model::Module& module) {
+    stages.back().ops.push_back({.kind = kind, .module = &module});
   };
-  for (const auto& module : model_->graph().modules) {
-    if (const auto* embedding = std::get_if<model::EmbedModule>(&module)) {
-      embed_ = embedding;
+  if (!std::holds_alternative<model::EmbedModule>(modules.front()))
+    stages.back().ops.push_back({.kind = Op::Kind::join});
+  for (const auto& module : modules) {
+    if (std::holds_alternative<model::EmbedModule>(module)) {
       add(Op::Kind::embed, module);
     } else if (std::holds_alternative<model::AttentionModule>(module)) {
       add(Op::Kind::attention_in, module);
-      stages_.emplace_back();
-      last_attention = stages_.size() - 1;
+      stages.emplace_back();
+      last_attention = stages.size() - 1;
       add(Op::Kind::attention_out, module);
     } else if (std::holds_alternative<model::MlaModule>(module)) {
       add(Op::Kind::mla_in, module);
-      stages_.emplace_back();
-      last_attention = stages_.size() - 1;
+      stages.emplace_back();
+      last_attention = stages.size() - 1;
       add(Op::Kind::mla_out, module);
     } else if (std::holds_alternative<model::FfnModule>(module)) {
       add(Op::Kind::ffn, module);
     } else if (std::holds_alternative<model::RouterModule>(module)) {
       const Mixture* mixture = &mixtures_[mixtures++];
-      stages_.back().ops.push_back({.kind = Op::Kind::route, .mixture = mixture});
-      stages_.push_back({.mixture = mixture});
-      stages_.emplace_back();
+      stages.back().ops.push_back({.kind = Op::Kind::route, .mixture = mixture});
+      stages.push_back({.mixture = mixture});
+      stages.emplace_back();
     } else if (const auto* head = std::get_if<model::HeadModule>(&module)) {
-      head_ = head;
+      walk.head = head;
     }
   }
-  for (size_t s = std::max<size_t>(last_attention, 1); s < stages_.size(); ++s) stages_[s].last = true;
-  std::erase_if(stages_, [](const Stage& stage) { return stage.ops.empty() && stage.mixture == nullptr; });
+  for (size_t s = std::max<size_t>(last_attention, 1); s < stages.size(); ++s) stages[s].last = true;
+  std::erase_if(stages, [](const Stage& stage) { return stage.ops.empty() && stage.mixture == nullptr; });
+  return walk;
 }
 
 // Hands out aligned parts of a block; with no block, only adds up their sizes.
@@ -186,6 +203,11 @@ Executor::Scratch Executor::carve_scratch(Carver& carver, int rows, int mla_rows
     scratch.query = carver.floats(mla_rows, int64_t{mla_heads} * shape_.key_dim);
     scratch.mixed = carver.floats(mla_rows, int64_t{mla_heads} * shape_.value_dim);
   }
+  if (mtp_ != nullptr) {
+    scratch.joined = carver.floats(mla_rows, joined_float_stride_);
+    scratch.joined_in = int8_ ? carver.act_rows(true, mla_rows, joined_act_stride_, 0)
+                              : ActRows{.floats = scratch.joined, .float_stride = joined_float_stride_};
+  }
   scratch.attention = carver.take<std::byte>(kernels::attention_scratch_bytes(shape_, config_.q_heads));
   return scratch;
 }
@@ -215,6 +237,13 @@ Expected<void> Executor::allocate() {
   residual_ = MR_TRY(Buffer::allocate(floats(max_rows_, residual_stride_)));
   qkv_ = MR_TRY(Buffer::allocate(floats(max_rows_, qkv_stride_)));
   logits_ = MR_TRY(Buffer::allocate(floats(max_logit_rows_, logits_stride_)));
+  if (mtp_ != nullptr) {
+    joined_float_stride_ = spread_floats(int64_t{2} * config_.hidden_size);
+    joined_act_stride_ = spread_bytes(int64_t{2} * config_.hidden_size);
+    mtp_residual_ = MR_TRY(Buffer::allocate(floats(max_rows_, residual_stride_)));
+    guess_state_ = MR_TRY(Buffer::allocate(floats(max_logit_rows_, residual_stride_)));
+    guesses_.resize(static_cast<size_t>(max_logit_rows_));
+  }
   rope_ = MR_TRY(
       RopeTable::create(config_.rope, mla.used() ? mla.rope_head_dim : config_.head_dim, max_positions_));
 
@@ -239,7 +268,7 @@ Expected<void> Executor::allocate() {
   carve(Carver(scratch_memory_.data()));
   if (!mixtures_.empty()) MR_TRY(allocate_mixtures());
 
-  counters_ = 2 * stages_.size();
+  counters_ = 2 * std::max(model_walk_.stages.size(), mtp_walk_.stages.size());
   next_ = std::make_unique<std::atomic<int>[]>(counters_);
   panels_.reserve(static_cast<size_t>(max_rows_));
   pieces_.reserve(static_cast<size_t>(max_rows_) * 2);
@@ -299,6 +328,8 @@ Expected<void> Executor::allocate_mixtures() {
 
 void Executor::run(const StepBatch& batch, std::byte* pool) {
   pool_ = pool;
+  walk_ = &model_walk_;
+  stream_ = residual_.as<float>();
   plan(batch);
   team_.run([this](int thread) {
     if (by_columns_) {

@@ -8,7 +8,9 @@
 //                once, and attention by (sequence, KV head); a handful of barriers a layer.
 // A mixture of experts is a stage of its own over all rows of the step (executor_moe.cc): a panel has too few
 // rows an expert.
-// No allocation after create(). run() and parallel() are called by one thread at a time.
+// The MTP layer (executor_mtp.cc) is a second walk over modules of its own, after the model's, on rows that
+// go on from the model's states. No allocation after create(). run() and parallel() are called by one thread
+// at a time.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -31,8 +33,9 @@
 
 namespace millrace::engine {
 
-// What a page of this model's cache looks like: BF16 with INT8 weights, F32 on the checking path.
-kernels::KvShape kv_shape_of(const model::PackedModel& model);
+// What a page of this model's cache looks like: BF16 with INT8 weights, F32 on the checking path. With
+// `drafts` the MTP layer has its place after the model's layers.
+kernels::KvShape kv_shape_of(const model::PackedModel& model, bool drafts = false);
 
 struct ExecutorOptions {
   std::vector<int> cpus = {-1};  // one thread each
@@ -42,6 +45,7 @@ struct ExecutorOptions {
   std::optional<kernels::Isa> isa;  // none: the active level
   int panel_rows = 0;               // by-rows panel, a multiple of 32; 0: chosen for speed
   int column_rows_max = 0;      // steps up to this many rows run by columns; 0: chosen for speed, -1: never
+  bool drafts = false;          // with the model's first MTP layer; refused where it has none
   bool record_experts = false;  // keep what the last step's routers chose, for chosen_experts()
 };
 
@@ -59,8 +63,11 @@ class Executor final : public StepModel {
   void parallel(int count, const std::function<void(int, int)>& f) override;
   int threads() const override { return team_.size(); }
   const kernels::KvShape& kv_shape() const { return shape_; }
+  bool drafts() const override { return mtp_ != nullptr; }
+  void draft(const DraftBatch& batch, std::byte* pool) override;
+  TokenId guess(int index) const override { return guesses_[static_cast<size_t>(index)]; }
 
-  // Mixtures of experts, numbered from 0 in the graph's order.
+  // Mixtures of experts, numbered from 0 in the graph's order, the MTP layer's last.
   int mixtures() const { return static_cast<int>(mixtures_.size()); }
   int mixture_layer(int mixture) const { return mixtures_[static_cast<size_t>(mixture)].router->layer; }
   // Rows that an expert has computed since create(). In the last layer only rows whose logits were wanted
@@ -96,9 +103,11 @@ class Executor final : public StepModel {
     float* router = nullptr;         // mixtures: the router's logits
     std::byte* attention = nullptr;  // the kernel's own scratch; per thread only
     ActRows latent;                  // MLA: the queries' latent, normed
-    float* q = nullptr;      // MLA, of all heads or of mla_panel_heads_ of them: queries [nope | rotary]
-    float* query = nullptr;  // the same absorbed: [latent | rotary | zeros]
-    float* mixed = nullptr;  // what they attend to, in the latent
+    float* q = nullptr;       // MLA, of all heads or of mla_panel_heads_ of them: queries [nope | rotary]
+    float* query = nullptr;   // the same absorbed: [latent | rotary | zeros]
+    float* mixed = nullptr;   // what they attend to, in the latent
+    float* joined = nullptr;  // MTP: [embedding | state], normed
+    ActRows joined_in;        // the same as a product's input
   };
   struct Piece {  // rows of one segment that are processed together
     const StepSegment* segment = nullptr;
@@ -138,7 +147,16 @@ class Executor final : public StepModel {
   };
   // A stage is what a panel can go through without waiting for the others, or a mixture's experts.
   struct Op {
-    enum class Kind { embed, attention_in, attention_out, mla_in, mla_out, ffn, route } kind = Kind::embed;
+    enum class Kind {
+      embed,
+      join,
+      attention_in,
+      attention_out,
+      mla_in,
+      mla_out,
+      ffn,
+      route
+    } kind = Kind::embed;
     const model::Module* module = nullptr;
     const Mixture* mixture = nullptr;
   };
@@ -147,19 +165,28 @@ class Executor final : public StepModel {
     const Mixture* mixture = nullptr;  // then no ops
     bool last = false;                 // nothing after it but the head: only panels with wanted rows run
   };
+  struct Walk {  // over the model's modules, or over the MTP layer's
+    std::vector<Stage> stages;
+    const model::HeadModule* head = nullptr;
+  };
 
   Executor(std::shared_ptr<const model::PackedModel> model, const ExecutorOptions& options);
   Expected<void> allocate();
   Expected<void> allocate_mixtures();
-  void build_stages();
-  void build_mixtures();
+  Walk build_walk(std::span<const model::Module> modules, size_t& mixtures) const;
+  void build_mixtures(std::span<const model::Module> modules);
 
   // executor_check.cc: a packed file is a file like any other.
   Expected<void> check_graph() const;
-  Expected<void> check_mixtures() const;
+  Expected<void> check_mixtures(std::span<const model::Module> modules) const;
+  Expected<void> check_mtp() const;
 
   // executor_plan.cc: how this step is shared out.
   void plan(const StepBatch& batch);
+  // Rows whose state after the last module is wanted.
+  std::span<const int32_t> wanted_rows() const {
+    return batch_.state_rows.empty() ? batch_.logit_rows : batch_.state_rows;
+  }
   void cut_panels(const StepBatch& batch);
   void cut_pieces(const StepBatch& batch, int rows_at_most);
 
@@ -175,6 +202,11 @@ class Executor final : public StepModel {
   void columns_branch(const model::Linear& weights, const ActRows& in, const float* post_norm_gain,
                       int thread);
   void run_head(int thread);
+
+  // executor_mtp.cc
+  void join(int row_begin, int rows, float* joined, const ActRows& to) const;
+  void columns_join(int thread);
+  void run_guesses(int thread);
 
   // executor_mla.cc: latent attention.
   void mla_latent(const model::MlaModule& module, int row, int rows, const ActRows& to) const;
@@ -226,9 +258,8 @@ class Executor final : public StepModel {
   void rope_and_write(const model::AttentionModule& module, const Piece& piece) const;
   void attend(const model::AttentionModule& module, const Piece& piece, const Scratch& scratch, float* out,
               int head_begin, int head_end) const;
-  float* residual(int row) const {
-    return residual_.as<float>() + static_cast<int64_t>(row) * residual_stride_;
-  }
+  void embed_row(const model::EmbedModule& module, TokenId token, float* out) const;
+  float* residual(int row) const { return stream_ + static_cast<int64_t>(row) * residual_stride_; }
   float* qkv(int row) const { return qkv_.as<float>() + static_cast<int64_t>(row) * qkv_stride_; }
   class Carver;
   Scratch carve_scratch(Carver& carver, int rows, int mla_rows, int mla_heads) const;
@@ -252,14 +283,18 @@ class Executor final : public StepModel {
   int mla_q_width_ = 0;      // of `in`: the queries, or their latent
   int mla_panel_heads_ = 0;  // that a panel takes at a time
   const model::EmbedModule* embed_ = nullptr;
-  const model::HeadModule* head_ = nullptr;
+  const model::MtpModule* mtp_ = nullptr;  // set: drafts
   std::vector<Mixture> mixtures_;
-  std::vector<Stage> stages_;
+  Walk model_walk_, mtp_walk_;
   int64_t max_positions_ = 0;
 
   ThreadTeam team_;
   RopeTable rope_;
   Buffer residual_, qkv_, logits_, scratch_memory_;
+  Buffer mtp_residual_;  // the MTP layer's stream: the model's stays for further guesses
+  Buffer guess_state_;   // [guess][hidden]: the stream under each of the last draft()'s guesses
+  std::vector<TokenId> guesses_;
+  int64_t joined_float_stride_ = 0, joined_act_stride_ = 0;
   std::vector<Scratch> scratch_;  // one a thread
   Scratch shared_;
 
@@ -277,7 +312,11 @@ class Executor final : public StepModel {
   std::vector<int32_t> recorded_;                           // [mixture][row][slot]
 
   // This step.
+  const Walk* walk_ = nullptr;
+  float* stream_ = nullptr;  // residual_ or mtp_residual_
   StepBatch batch_;
+  std::span<const int32_t> states_;  // of the MTP layer's rows
+  bool again_ = false;
   std::byte* pool_ = nullptr;
   bool by_columns_ = false;
   bool whole_segments_ = false;  // by columns: a piece is a whole segment and waits for no other's keys

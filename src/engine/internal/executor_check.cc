@@ -1,6 +1,8 @@
 // Whether a graph's modules fit its config: a packed file is a file like any other.
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "engine/internal/executor.h"
 
 namespace millrace::engine {
@@ -13,6 +15,7 @@ struct Check {
   const model::ModelConfig& config;
   const bool int8;
   std::string where;
+  int layer_begin = 0, layer_end = 0;  // layers that there may be
 
   Expected<void> linear(const model::Linear& linear, int64_t n, int64_t k, const char* name) const {
     if (linear.n != n || linear.k != k)
@@ -28,8 +31,9 @@ struct Check {
                              wanted ? "is missing" : "is there, and its config knows none"));
   }
   Expected<void> layer(int number) const {
-    if (number >= 0 && number < config.layers) return {};
-    return wrong(fmt::format("the model has no layer {}: its config says {}", number, config.layers));
+    if (number >= layer_begin && number < layer_end) return {};
+    return wrong(fmt::format("the model's layer {} is not where its config says: from {} to {}", number,
+                             layer_begin, layer_end - 1));
   }
   Expected<void> post_norm(const float* gain) const {
     return present(gain, config.sandwich_norm, "norm after the branch");
@@ -142,14 +146,41 @@ Expected<void> Executor::check_graph() const {
   if (modules.size() < 2 || !std::holds_alternative<model::EmbedModule>(modules.front()) ||
       !std::holds_alternative<model::HeadModule>(modules.back()))
     return wrong("the model's graph must start with an embedding and end with a head");
-  for (const auto& module : modules) MR_TRY(std::visit(Check{config_, int8_, place_of(module)}, module));
-  return check_mixtures();
+  for (const auto& module : modules)
+    MR_TRY(std::visit(Check{config_, int8_, place_of(module), 0, config_.layers}, module));
+  MR_TRY(check_mixtures(modules));
+  return mtp_ == nullptr ? Expected<void>{} : check_mtp();
+}
+
+// An attention and what follows it, as the last layer, between the joined states and a head.
+Expected<void> Executor::check_mtp() const {
+  const int layer = config_.layers, block = mtp_->hadamard_block;
+  const Check check{config_, int8_, "MTP layer's ", layer, layer + 1};
+  const auto& modules = mtp_->modules;
+  const bool attends = !modules.empty() && (std::holds_alternative<model::AttentionModule>(modules.front()) ||
+                                            std::holds_alternative<model::MlaModule>(modules.front()));
+  const auto is_once = [](const model::Module& module) {
+    return std::holds_alternative<model::EmbedModule>(module) ||
+           std::holds_alternative<model::HeadModule>(module);
+  };
+  if (!attends || mtp_->layer != layer || std::ranges::any_of(modules, is_once))
+    return wrong(fmt::format("the model's MTP layer {} must be layer {} and start with attention",
+                             mtp_->layer, layer));
+  for (const auto& module : modules)
+    MR_TRY(std::visit(Check{config_, int8_, "MTP " + place_of(module), layer, layer + 1}, module));
+  MR_TRY(check_mixtures(modules));
+  MR_TRY(check.linear(mtp_->eh, config_.hidden_size, int64_t{2} * config_.hidden_size, "eh"));
+  MR_TRY(check.present(mtp_->model_norm_gain, true, "norm of the model's state"));
+  MR_TRY(check.present(mtp_->head_norm_gain, true, "head norm"));
+  if (block < 1 || (block & (block - 1)) != 0 || config_.hidden_size % block != 0)
+    return wrong(fmt::format("the model's MTP layer turns blocks of {}, for a width of {}", block,
+                             config_.hidden_size));
+  return check(mtp_->head);
 }
 
 // A router is followed by all of its layer's experts, in order, alike, and by the shared expert if there is
 // one.
-Expected<void> Executor::check_mixtures() const {
-  const auto& modules = model_->graph().modules;
+Expected<void> Executor::check_mixtures(std::span<const model::Module> modules) const {
   const bool shared = config_.moe.shared_ffn_size > 0;
   for (size_t i = 0; i < modules.size(); ++i) {
     if (std::holds_alternative<model::ExpertModule>(modules[i]) ||

@@ -11,14 +11,18 @@ void Executor::run_by_columns(int thread) {
   const int rows = static_cast<int>(batch_.tokens.size());
   const Range mine = share(rows, thread, team_.size());
   MixtureRows routed;
-  for (size_t s = 0; s < stages_.size(); ++s) {
-    const Stage& stage = stages_[s];
+  for (size_t s = 0; s < walk_->stages.size(); ++s) {
+    const Stage& stage = walk_->stages[s];
+    if (stage.last && wanted_rows().empty()) return;
     if (stage.mixture != nullptr) run_mixture(stage, routed, thread, nullptr);
     for (const Op& op : stage.ops) {
       switch (op.kind) {
         case Op::Kind::embed:
           embed(std::get<model::EmbedModule>(*op.module), mine.begin, mine.size());
           team_.barrier();
+          break;
+        case Op::Kind::join:
+          columns_join(thread);
           break;
         case Op::Kind::attention_in:
           columns_attention_in(std::get<model::AttentionModule>(*op.module), thread);
@@ -144,19 +148,20 @@ void Executor::columns_ffn(const model::FfnModule& module, int thread) {
 }
 
 void Executor::run_head(int thread) {
+  const model::HeadModule& head = *walk_->head;
   const int rows = static_cast<int>(batch_.logit_rows.size());
   ActRows input = shared_.in;
   if (rows == 1) {
     input = scratch_[static_cast<size_t>(thread)].in;
-    norm(residual(batch_.logit_rows[0]), head_->norm_gain, 1, input);
+    norm(residual(batch_.logit_rows[0]), head.norm_gain, 1, input);
   } else {
     const Range mine = share(rows, thread, team_.size());
     for (int i = mine.begin; i < mine.end; ++i)
-      norm(residual(batch_.logit_rows[static_cast<size_t>(i)]), head_->norm_gain, 1, input.at(i));
+      norm(residual(batch_.logit_rows[static_cast<size_t>(i)]), head.norm_gain, 1, input.at(i));
     team_.barrier();
   }
-  const Range columns = column_share(head_->head.n, thread, team_.size());
-  linear(head_->head, input, rows, columns.begin, columns.end, logits_.as<float>(), logits_stride_, false);
+  const Range columns = column_share(head.head.n, thread, team_.size());
+  linear(head.head, input, rows, columns.begin, columns.end, logits_.as<float>(), logits_stride_, false);
 }
 
 }  // namespace millrace::engine

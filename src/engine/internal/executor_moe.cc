@@ -96,7 +96,7 @@ Executor::MixtureRows Executor::columns_route(const Mixture& mixture, int thread
 
 void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread, std::atomic<int>* next) {
   const Mixture& mixture = *stage.mixture;
-  const auto rows = stage.last ? batch_.logit_rows : std::span(all_rows_).first(batch_.tokens.size());
+  const auto rows = stage.last ? wanted_rows() : std::span(all_rows_).first(batch_.tokens.size());
   if (rows.empty()) return;
   ThreadMixture& own = thread_mixture_[static_cast<size_t>(thread)];
   own.groups.build(in.chosen, config_.moe.experts_per_token, rows);

@@ -8,16 +8,17 @@
 namespace millrace::engine {
 
 void Executor::embed(const model::EmbedModule& module, int row_begin, int rows) {
+  for (int row = row_begin; row < row_begin + rows; ++row)
+    embed_row(module, batch_.tokens[static_cast<size_t>(row)], residual(row));
+}
+
+void Executor::embed_row(const model::EmbedModule& module, TokenId token, float* out) const {
   const auto width = static_cast<size_t>(module.width);
-  for (int row = row_begin; row < row_begin + rows; ++row) {
-    const size_t first = static_cast<size_t>(batch_.tokens[static_cast<size_t>(row)]) * width;
-    float* out = residual(row);
-    if (module.f32 != nullptr) {
-      std::copy_n(module.f32 + first, width, out);
-    } else {
-      for (size_t i = 0; i < width; ++i)
-        out[i] = std::bit_cast<float>(uint32_t{module.bf16[first + i]} << 16);
-    }
+  const size_t first = static_cast<size_t>(token) * width;
+  if (module.f32 != nullptr) {
+    std::copy_n(module.f32 + first, width, out);
+  } else {
+    for (size_t i = 0; i < width; ++i) out[i] = std::bit_cast<float>(uint32_t{module.bf16[first + i]} << 16);
   }
 }
 

@@ -77,8 +77,9 @@ void Executor::cut_panels(const StepBatch& batch) {
   }
   close(0);
   for (auto& cut : panels_) {
-    const auto wanted = std::ranges::lower_bound(batch.logit_rows, cut.row_begin);
-    cut.needed = wanted != batch.logit_rows.end() && *wanted < cut.row_begin + cut.rows;
+    const auto rows = wanted_rows();
+    const auto wanted = std::ranges::lower_bound(rows, cut.row_begin);
+    cut.needed = wanted != rows.end() && *wanted < cut.row_begin + cut.rows;
   }
 }
 

@@ -8,8 +8,8 @@ namespace millrace::engine {
 void Executor::run_by_rows(int thread) {
   const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   const int panels = static_cast<int>(panels_.size());
-  for (size_t s = 0; s < stages_.size(); ++s) {
-    const Stage& stage = stages_[s];
+  for (size_t s = 0; s < walk_->stages.size(); ++s) {
+    const Stage& stage = walk_->stages[s];
     std::atomic<int>* next = &next_[2 * s];
     if (stage.mixture != nullptr) {
       run_mixture(stage, mixture_rows_, thread, next);
@@ -43,6 +43,10 @@ void Executor::run_panel(const Stage& stage, const Panel& panel, const Scratch& 
     switch (op.kind) {
       case Op::Kind::embed:
         embed(std::get<model::EmbedModule>(*op.module), panel.row_begin, rows);
+        break;
+      case Op::Kind::join:
+        join(panel.row_begin, rows, scratch.joined, scratch.joined_in);
+        product(mtp_->eh, scratch.joined_in, x, residual_stride_, false);
         break;
       case Op::Kind::attention_in: {
         const auto& module = std::get<model::AttentionModule>(*op.module);

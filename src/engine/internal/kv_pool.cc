@@ -125,7 +125,7 @@ void KvPool::unpublish(int32_t page) {
   while (*link != page) link = &at(*link).next_in_bucket;
   *link = record.next_in_bucket;
   if (record.parent >= 0) --at(record.parent).children;
-  record.published = false;
+  record.published = record.drafted = false;
   record.parent = -1;
   record.next_in_bucket = -1;
   record.salt.clear();

@@ -61,6 +61,10 @@ class KvPool {
   // one more user, is returned instead: its bytes are the same (design decision 1).
   int32_t publish(std::string_view salt, int32_t parent, PageTokens tokens, int32_t page);
 
+  // Whether a published page also holds what the MTP layer made of its tokens; forgotten with the page.
+  bool drafted(int32_t page) const { return at(page).drafted; }
+  void set_drafted(int32_t page) { at(page).drafted = true; }
+
   int users(int32_t page) const { return at(page).users; }
   void check() const;  // walks everything and stops the process on a broken invariant; for tests
 
@@ -71,7 +75,7 @@ class KvPool {
     int32_t parent = -1;
     int32_t next_in_bucket = -1;
     int32_t lru_prev = -1, lru_next = -1;
-    bool published = false;
+    bool published = false, drafted = false;
     uint64_t hash = 0;
     std::array<TokenId, kernels::kPageTokens> tokens{};
     std::string salt;  // of a first page

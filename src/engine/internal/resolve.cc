@@ -43,6 +43,7 @@ Expected<ResolvedOptions> resolve_options(const EngineOptions& given, const mode
   MR_TRY(in_range(options.max_num_batched_tokens, 1, kMaxRows, "max_num_batched_tokens"));
   MR_TRY(in_range(options.tokenizer_threads, 1, kMaxTokenizerThreads, "tokenizer_threads"));
   MR_TRY(in_range(options.max_waiting, 1, kMaxWaiting, "max_waiting"));
+  MR_TRY(in_range(options.num_speculative_tokens, 0, kMaxDrafts, "num_speculative_tokens"));
   MR_TRY(in_range(options.groups_on_host, 1, kMaxGroups, "groups_on_host"));
   options.max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
 

@@ -12,6 +12,7 @@ void Scheduler::add(Sequence& sequence) {
 void Scheduler::remove(Sequence& sequence) {
   pool_.release_all(sequence.pages);
   sequence.published = sequence.computed = 0;
+  sequence.drafts.clear();
   if (sequence.state == Sequence::State::waiting) {
     waiting_.erase(&sequence);
   } else {
@@ -23,6 +24,7 @@ std::span<const ScheduledRows> Scheduler::plan() {
   plan_.clear();
   rows_left_ = limits_.max_rows;
   prompt_logit_rows_left_ = limits_.max_prompt_logit_rows;
+  draft_rows_left_ = limits_.max_draft_rows;
   preempted_ = false;
   plan_running(true);
   plan_running(false);
@@ -36,9 +38,10 @@ int64_t Scheduler::rows_for(const Sequence& sequence) const {
   return rows;
 }
 
-void Scheduler::schedule(Sequence& sequence, int64_t rows) {
-  plan_.push_back({&sequence, static_cast<int>(rows)});
-  rows_left_ -= rows;
+void Scheduler::schedule(Sequence& sequence, int64_t rows, int64_t drafts) {
+  plan_.push_back({&sequence, static_cast<int>(rows + drafts), static_cast<int>(drafts)});
+  rows_left_ -= rows + drafts;
+  draft_rows_left_ -= drafts;
   if (sequence.wants_prompt_logprobs()) prompt_logit_rows_left_ -= rows;
 }
 
@@ -48,8 +51,29 @@ void Scheduler::plan_running(bool decodes) {
     Sequence& sequence = *running_[i];
     if ((sequence.pending() == 1) != decodes) continue;
     const int64_t rows = rows_for(sequence);
-    if (rows > 0 && take_pages(sequence, sequence.computed + rows)) schedule(sequence, rows);
+    if (rows > 0 && take_pages(sequence, sequence.computed + rows))
+      schedule(sequence, rows,
+               decodes ? drafts_for(sequence, std::ssize(running_) - static_cast<int64_t>(i)) : 0);
   }
+}
+
+// How many of its guesses run, `rows_kept` rows kept for it and those after it. Guesses take pages only where
+// some are free, one of them ahead for guesses after these.
+int64_t Scheduler::drafts_for(Sequence& sequence, int64_t rows_kept) {
+  int64_t drafts =
+      std::clamp<int64_t>(std::min(rows_left_ - rows_kept, draft_rows_left_), 0, std::ssize(sequence.drafts));
+  if (sequence.draft_depth > 0 || drafts > 0) {
+    const int64_t wanted =
+        Sequence::pages_for(sequence.computed + 1 + drafts + std::max(sequence.draft_depth - 1, 0));
+    while (std::ssize(sequence.pages) < wanted && pool_.pages_free() > running()) {
+      const int32_t page = pool_.allocate();
+      if (page < 0) break;
+      sequence.pages.push_back(page);
+    }
+  }
+  drafts = std::min(drafts, std::ssize(sequence.pages) * kernels::kPageTokens - sequence.computed - 1);
+  sequence.drafts.resize(static_cast<size_t>(drafts));
+  return drafts;
 }
 
 // Pages for the first `tokens` tokens; false if the sequence itself had to give way.
@@ -71,6 +95,7 @@ void Scheduler::preempt(Sequence& sequence) {
   if (const auto planned = std::ranges::find(plan_, &sequence, &ScheduledRows::sequence);
       planned != plan_.end()) {
     rows_left_ += planned->rows;
+    draft_rows_left_ += planned->drafts;
     if (sequence.wants_prompt_logprobs()) prompt_logit_rows_left_ += planned->rows;
     plan_.erase(planned);
   }
@@ -127,7 +152,10 @@ bool Scheduler::admit(Sequence& sequence) {
     sequence.published = 0;
     return false;
   }
-  sequence.computed = sequence.published * kernels::kPageTokens;
+  sequence.computed = sequence.draft_done = sequence.published * kernels::kPageTokens;
+  int64_t undrafted = sequence.published;  // guesses attend to the pages after the last one without
+  while (undrafted > 0 && pool_.drafted(sequence.pages[static_cast<size_t>(undrafted - 1)])) --undrafted;
+  sequence.draft_from = undrafted * kernels::kPageTokens;
   if (!sequence.admitted_before) {
     sequence.admitted_before = true;
     ++admissions_;
@@ -140,9 +168,7 @@ bool Scheduler::admit(Sequence& sequence) {
   return true;
 }
 
-void Scheduler::computed(const ScheduledRows& done) {
-  Sequence& sequence = *done.sequence;
-  sequence.computed += done.rows;
+void Scheduler::publish(Sequence& sequence) {
   if (!limits_.prefix_caching) return;
   for (; (sequence.published + 1) * kernels::kPageTokens <= sequence.computed; ++sequence.published) {
     const auto index = static_cast<size_t>(sequence.published);
@@ -150,7 +176,14 @@ void Scheduler::computed(const ScheduledRows& done) {
                                   .subspan(index * kernels::kPageTokens)
                                   .first<kernels::kPageTokens>();
     const int32_t parent = index == 0 ? -1 : sequence.pages[index - 1];
-    sequence.pages[index] = pool_.publish(sequence.request.cache_salt, parent, tokens, sequence.pages[index]);
+    const int64_t begin = sequence.published * kernels::kPageTokens, end = begin + kernels::kPageTokens;
+    const bool drafted =
+        sequence.draft_from >= 0 && sequence.draft_from <= begin && sequence.draft_done >= end;
+    const int32_t own = sequence.pages[index];
+    const int32_t page = pool_.publish(sequence.request.cache_salt, parent, tokens, own);
+    sequence.pages[index] = page;
+    if (page == own && drafted) pool_.set_drafted(page);
+    if (!pool_.drafted(page)) sequence.draft_from = end;
   }
 }
 

@@ -8,6 +8,8 @@
 // with its tokens; it is computed again later and gets the same bits. A waiting sequence also takes the seat
 // or the pages of a running one whose priority number is strictly higher.
 //
+// A sequence's guesses run with its row where rows and free pages are left over; they make nobody wait.
+//
 // Progress: the first in order can always get its pages (no sequence is longer than the pool) and at least
 // one row. Not thread-safe: owned by the step thread. Sequences are owned by the caller.
 #pragma once
@@ -25,12 +27,14 @@ struct SchedulerLimits {
   int max_sequences = 64;          // running at once
   int max_rows = 512;              // tokens in a step; at least max_sequences
   int max_prompt_logit_rows = 64;  // prompt rows with logits in a step
+  int max_draft_rows = 0;          // rows of guesses in a step
   bool prefix_caching = true;
 };
 
 struct ScheduledRows {
   Sequence* sequence = nullptr;
-  int rows = 0;  // its tokens [computed, computed + rows)
+  int rows = 0;    // its tokens [computed, computed + rows)
+  int drafts = 0;  // of those, the last ones are its guesses
 };
 
 class Scheduler {
@@ -41,8 +45,10 @@ class Scheduler {
   void remove(Sequence& sequence);  // from wherever it is; its pages are released
   // The next step's rows, with pages for them. Empty only if there is nothing to run.
   std::span<const ScheduledRows> plan();
-  // After the step: the sequence's rows are computed; full pages become findable.
-  void computed(const ScheduledRows& done);
+  // After the step: the sequence's next `tokens` tokens are computed.
+  void computed(Sequence& sequence, int tokens) const { sequence.computed += tokens; }
+  // Full pages become findable; what they hold is not written any more.
+  void publish(Sequence& sequence);
 
   int running() const { return static_cast<int>(running_.size()); }
   int waiting() const { return static_cast<int>(waiting_.size()); }
@@ -59,7 +65,8 @@ class Scheduler {
   bool admit(Sequence& sequence);
   bool take_pages(Sequence& sequence, int64_t tokens);
   void preempt(Sequence& sequence);
-  void schedule(Sequence& sequence, int64_t rows);
+  void schedule(Sequence& sequence, int64_t rows, int64_t drafts = 0);
+  int64_t drafts_for(Sequence& sequence, int64_t rows_kept);
   int64_t promised_pages() const;
   int64_t rows_for(const Sequence& sequence) const;
 
@@ -68,7 +75,7 @@ class Scheduler {
   std::set<Sequence*, Before> waiting_;
   std::vector<Sequence*> running_;  // in order
   std::vector<ScheduledRows> plan_;
-  int64_t rows_left_ = 0, prompt_logit_rows_left_ = 0;
+  int64_t rows_left_ = 0, prompt_logit_rows_left_ = 0, draft_rows_left_ = 0;
   bool preempted_ = false;  // in this plan
   uint64_t preemptions_ = 0, admissions_ = 0, cached_tokens_ = 0;
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "engine/internal/drafting.h"
 #include "engine/internal/output_text.h"
 #include "engine/request.h"
 #include "kernels/attention.h"
@@ -25,7 +26,17 @@ struct Sequence {
   std::vector<int32_t> pages;
   int64_t published = 0;  // pages [0, published) are in the prefix tree
 
+  // Guessing ahead. The MTP layer has keys and values of [draft_from, draft_done), draft_from at a page's
+  // start; -1: of none. A step without guesses for it leaves a gap, after which they start anew at a page's
+  // start.
+  std::vector<TokenId> drafts;  // guesses of the tokens after the last one
+  int64_t draft_from = -1, draft_done = 0;
+  int draft_depth = 0;  // guesses to make in this step
+  int undrafted = 0;    // tokens since it was found not to pay
+  Acceptance acceptance;
+
   OutputText text;
+  bool ended = false;            // the last token has been drawn
   bool announced = false;        // the event with has_prompt is out
   bool admitted_before = false;  // left the queue once (a preempted request waits again, but is not new)
   int64_t cached_tokens = 0;     // at first admission

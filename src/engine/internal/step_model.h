@@ -22,6 +22,21 @@ struct StepBatch {
   std::span<const TokenId> tokens;        // one a row
   std::span<const StepSegment> segments;  // in row order, covering every row
   std::span<const int32_t> logit_rows;    // rows whose logits are wanted, ascending
+  // Rows whose last state draft() will read, ascending; holds logit_rows, or is empty: none.
+  std::span<const int32_t> state_rows;
+};
+
+// Rows for the model's MTP layer. A row stands for a position whose state is known and for the token after
+// it, and guesses the token after that.
+struct DraftBatch {
+  std::span<const TokenId> tokens;        // one a row: the token at the row's position + 1
+  std::span<const StepSegment> segments;  // positions of the states
+  // One a row: the row of the last run() (one of its state_rows) that it goes on from; with `again`, the
+  // guess of the last draft().
+  std::span<const int32_t> states;
+  std::span<const int32_t>
+      guess_rows;  // rows whose guess is wanted, ascending; the others leave keys and values
+  bool again = false;
 };
 
 class StepModel {
@@ -34,6 +49,13 @@ class StepModel {
   virtual void run(const StepBatch& batch, std::byte* pool) = 0;
   // After run(): [vocab_size] logits of batch.logit_rows[index]; valid until the next run().
   virtual const float* logits(int index) const = 0;
+  // Guesses ahead (speculative decoding with the model's own MTP layer): has draft().
+  virtual bool drafts() const { return false; }
+  // Runs the MTP layer: keys and values of all rows into `pool`, and a guess for each of batch.guess_rows.
+  // logits() are gone then. Guesses never change what a step computes, so they need not be right.
+  virtual void draft(const DraftBatch& /*batch*/, std::byte* /*pool*/) {}
+  // After draft(): the likeliest token of batch.guess_rows[index], the lowest id among equals.
+  virtual TokenId guess(int /*index*/) const { return 0; }
   // f(index, thread) for index in [0, count), spread over this model's compute threads.
   virtual void parallel(int count, const std::function<void(int index, int thread)>& f) = 0;
   virtual int threads() const = 0;

@@ -1,6 +1,7 @@
 // Test doubles of the engine's tests: a byte tokenizer, a tiny random model, and a fake step model. Tests
 // only.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -94,6 +95,7 @@ struct TinySizes {
   model::MoeConfig moe;
   int dense_layers = 1;
   model::MlaConfig mla;
+  bool mtp = false;  // a layer that guesses, like the last one
 };
 
 // DeepSeek-V3's switches: groups of experts, a selection bias, a shared expert.
@@ -166,32 +168,30 @@ class TinyModel final : public model::PackedModel {
     } else {
       embed.f32 = keep(std::move(embedding));
     }
-    graph_.modules.emplace_back(embed);
+    modules_->emplace_back(embed);
     config_.mla = sizes.mla;
     config_.moe = sizes.moe;
     config_.sandwich_norm = sizes.sandwich_norm;
     for (int layer = 0; layer < sizes.layers; ++layer) {
-      if (sizes.mla.used()) {
-        add_mla(layer, sizes);
-      } else {
-        add_attention(layer, sizes);
-      }
-      const bool mixture = sizes.moe.used() && layer >= sizes.dense_layers;
-      config_.moe.layers.push_back(mixture);
-      if (mixture) {
-        add_mixture(layer, sizes);
-      } else {
-        model::FfnModule ffn{.layer = layer};
-        ffn.norm_gain = gain(sizes.hidden);
-        add_ffn(ffn, sizes.ffn, sizes);
-        ffn.post_norm_gain = post_norm(sizes);
-        graph_.modules.emplace_back(ffn);
-      }
+      add_layer(layer, sizes);
+      config_.moe.layers.push_back(is_mixture(layer, sizes));
     }
-    model::HeadModule head;
-    head.norm_gain = gain(sizes.hidden);
-    head.head = linear(kVocab, sizes.hidden);
-    graph_.modules.emplace_back(head);
+    const model::HeadModule model_head = head(sizes);
+    modules_->emplace_back(model_head);
+    if (!sizes.mtp) return;
+    model::MtpModule& mtp = graph_.mtp.emplace_back();
+    mtp.layer = sizes.layers;
+    mtp.hadamard_block = int8 ? sizes.hadamard_block : 1;
+    mtp.model_norm_gain = gain(sizes.hidden);
+    mtp.embed_norm_gain = gain(sizes.hidden);
+    mtp.hidden_norm_gain = gain(sizes.hidden);
+    mtp.eh = linear(sizes.hidden, 2 * sizes.hidden);
+    modules_ = &mtp.modules;
+    add_layer(sizes.layers, sizes);
+    mtp.head_norm_gain = gain(sizes.hidden);
+    mtp.head = head(sizes);
+    mtp.head.head = model_head.head;
+    config_.mtp_layers = 1;
   }
 
   const model::ModelConfig& config() const override { return config_; }
@@ -204,6 +204,28 @@ class TinyModel final : public model::PackedModel {
   void advise_will_need() const override {}
 
  private:
+  static bool is_mixture(int layer, const TinySizes& sizes) {
+    return sizes.moe.used() && layer >= sizes.dense_layers;
+  }
+  void add_layer(int layer, const TinySizes& sizes) {
+    if (sizes.mla.used()) {
+      add_mla(layer, sizes);
+    } else {
+      add_attention(layer, sizes);
+    }
+    if (is_mixture(layer, sizes)) return add_mixture(layer, sizes);
+    model::FfnModule ffn{.layer = layer};
+    ffn.norm_gain = gain(sizes.hidden);
+    add_ffn(ffn, sizes.ffn, sizes);
+    ffn.post_norm_gain = post_norm(sizes);
+    modules_->emplace_back(ffn);
+  }
+  model::HeadModule head(const TinySizes& sizes) {
+    model::HeadModule head;
+    head.norm_gain = gain(sizes.hidden);
+    head.head = linear(kVocab, sizes.hidden);
+    return head;
+  }
   std::vector<float> floats(size_t count, float spread, float middle = 0) {
     std::normal_distribution<float> normal(middle, spread);
     std::vector<float> values(count);
@@ -226,7 +248,7 @@ class TinyModel final : public model::PackedModel {
     }
     attention.o = linear(sizes.hidden, q);
     attention.post_norm_gain = post_norm(sizes);
-    graph_.modules.emplace_back(attention);
+    modules_->emplace_back(attention);
   }
   void add_mla(int layer, const TinySizes& sizes) {
     const auto& mla = sizes.mla;
@@ -244,7 +266,7 @@ class TinyModel final : public model::PackedModel {
     module.v_up = linear(sizes.q_heads * mla.value_head_dim, mla.kv_lora_rank);
     module.o = linear(sizes.hidden, sizes.q_heads * mla.value_head_dim);
     module.post_norm_gain = post_norm(sizes);
-    graph_.modules.emplace_back(module);
+    modules_->emplace_back(module);
   }
   template <class Module>
   void add_ffn(Module& ffn, int width, const TinySizes& sizes) {
@@ -261,17 +283,17 @@ class TinyModel final : public model::PackedModel {
     if (moe.selection_bias) router.selection_bias = keep(floats(experts, 0.1f));
     if (moe.expert_scale) router.expert_scale = gain(moe.experts);
     router.post_norm_gain = post_norm(sizes);
-    graph_.modules.emplace_back(router);
+    modules_->emplace_back(router);
     for (int number = 0; number < moe.experts; ++number) {
       model::ExpertModule expert{.layer = layer, .expert = number};
       add_ffn(expert, moe.ffn_size, sizes);
-      graph_.modules.emplace_back(expert);
+      modules_->emplace_back(expert);
     }
     if (moe.shared_ffn_size == 0) return;
     model::SharedExpertModule shared{.layer = layer};
     add_ffn(shared, moe.shared_ffn_size, sizes);
     if (moe.shared_gate) shared.gate = keep(floats(hidden, 0.2f));
-    graph_.modules.emplace_back(shared);
+    modules_->emplace_back(shared);
   }
   const float* keep(std::vector<float> values) { return kept_.emplace_back(std::move(values)).data(); }
   model::Linear linear(int n, int k) {
@@ -293,6 +315,7 @@ class TinyModel final : public model::PackedModel {
   std::mt19937 random_;
   model::ModelConfig config_;
   model::Graph graph_;
+  std::vector<model::Module>* modules_ = &graph_.modules;  // where layers are added
   model::TokenizerSpec spec_;
   std::string template_;
   std::vector<Buffer> buffers_;
@@ -306,9 +329,13 @@ class TinyModel final : public model::PackedModel {
 // says.
 class FakeModel final : public StepModel {
  public:
-  static constexpr size_t kPageBytes = kernels::kPageTokens * sizeof(TokenId);
-  explicit FakeModel(int max_rows, int max_logit_rows)
-      : max_rows_(max_rows), max_logit_rows_(max_logit_rows), logits_(size_t(max_logit_rows) * kVocab) {}
+  // A page: its tokens, then what the MTP layer was told of its positions.
+  static constexpr size_t kPageBytes = 2 * kernels::kPageTokens * sizeof(TokenId);
+  explicit FakeModel(int max_rows, int max_logit_rows, bool drafts = false)
+      : max_rows_(max_rows),
+        max_logit_rows_(max_logit_rows),
+        drafts_(drafts),
+        logits_(size_t(max_logit_rows) * kVocab) {}
   int vocab_size() const override { return kVocab; }
   int max_rows() const override { return max_rows_; }
   int max_logit_rows() const override { return max_logit_rows_; }
@@ -325,13 +352,20 @@ class FakeModel final : public StepModel {
     MR_CHECK(static_cast<int>(batch.tokens.size()) <= max_rows_, "too many rows");
     MR_CHECK(static_cast<int>(batch.logit_rows.size()) <= max_logit_rows_, "too many logit rows");
     rows += batch.tokens.size();
+    states_.assign(batch.tokens.size(), {});
+    MR_CHECK(batch.state_rows.empty() || std::ranges::includes(batch.state_rows, batch.logit_rows),
+             "rows with logits, and no state");
     const auto slot = [&](const StepSegment& segment, int64_t position) {
-      const int32_t page = segment.pages[position / kernels::kPageTokens];
-      return reinterpret_cast<TokenId*>(pool + size_t(page) * kPageBytes) + position % kernels::kPageTokens;
+      return slot_at(segment, position, pool);
     };
     for (const auto& segment : batch.segments)
-      for (int row = 0; row < segment.rows; ++row)
-        *slot(segment, segment.first_position + row) = batch.tokens[size_t(segment.row_begin + row)];
+      for (int row = 0; row < segment.rows; ++row) {
+        const int32_t number = segment.row_begin + row;
+        *slot(segment, segment.first_position + row) = batch.tokens[size_t(number)];
+        if (!std::ranges::binary_search(batch.state_rows, number)) continue;
+        for (int64_t p = 0; p <= segment.first_position + row; ++p)
+          states_[size_t(number)].push_back(*slot(segment, p));
+      }
     int index = 0;
     for (const int32_t row : batch.logit_rows) {
       for (const auto& segment : batch.segments) {
@@ -344,11 +378,58 @@ class FakeModel final : public StepModel {
       ++index;
     }
   }
-  uint64_t rows = 0;  // computed so far
+  bool drafts() const override { return drafts_; }
+  // Guesses what the model would say, but for one in four: some other token. A state is the tokens before it.
+  void draft(const DraftBatch& batch, std::byte* pool) override {
+    MR_CHECK(static_cast<int>(batch.tokens.size()) <= max_rows_, "too many rows");
+    MR_CHECK(static_cast<int>(batch.guess_rows.size()) <= max_logit_rows_, "too many guesses");
+    std::vector<std::vector<TokenId>> now;
+    for (size_t row = 0; row < batch.tokens.size(); ++row) {
+      now.push_back((batch.again ? guess_states_ : states_).at(size_t(batch.states[row])));
+      MR_CHECK(!now.back().empty(), "a state that was not kept");
+      now.back().push_back(batch.tokens[row]);
+    }
+    for (const auto& segment : batch.segments)
+      for (int row = 0; row < segment.rows; ++row) {
+        const auto& seen = now[size_t(segment.row_begin + row)];
+        const int64_t position = segment.first_position + row;
+        *(slot_at(segment, position, pool) + kernels::kPageTokens) = seen.back();
+        // All that it attends to is of this sequence, but for a shared page's end, whose next token may be
+        // another's.
+        const auto skipped = std::ssize(seen) - 2 - position;
+        MR_CHECK(skipped >= 0 && skipped % kernels::kPageTokens == 0, "a window that starts within a page");
+        for (int64_t p = 0; p <= position; ++p)
+          if (p % kernels::kPageTokens != kernels::kPageTokens - 1)
+            MR_CHECK(*(slot_at(segment, p, pool) + kernels::kPageTokens) == seen[size_t(skipped + p + 1)],
+                     "attention to what is not this sequence's");
+      }
+    guess_states_.clear();
+    guesses_.clear();
+    std::vector<float> logits(kVocab);
+    for (const int32_t row : batch.guess_rows) {
+      const auto& seen = guess_states_.emplace_back(now[size_t(row)]);
+      logits_of(seen, logits.data());
+      const auto best = std::ranges::max_element(logits) - logits.begin();
+      const bool wrong = hash64(std::as_bytes(std::span(seen)), 5) % 4 == 0;
+      guesses_.push_back(static_cast<TokenId>((best + (wrong ? 1 : 0)) % kVocab));
+    }
+    std::ranges::fill(logits_, 0.0f);  // as the real one overwrites them
+    guessed += guesses_.size();
+  }
+  TokenId guess(int index) const override { return guesses_.at(size_t(index)); }
+  uint64_t rows = 0;     // computed so far
+  uint64_t guessed = 0;  // likewise
 
  private:
+  static TokenId* slot_at(const StepSegment& segment, int64_t position, std::byte* pool) {
+    const int32_t page = segment.pages[position / kernels::kPageTokens];
+    return reinterpret_cast<TokenId*>(pool + size_t(page) * kPageBytes) + position % kernels::kPageTokens;
+  }
   const int max_rows_, max_logit_rows_;
+  const bool drafts_;
   std::vector<float> logits_;
+  std::vector<std::vector<TokenId>> states_, guess_states_;  // tokens up to there
+  std::vector<TokenId> guesses_;
 };
 
 // What a request's events add up to.

@@ -81,6 +81,20 @@ class PrometheusMetrics final : public Metrics {
                           "Prompt tokens found in the prefix cache");
     preemptions_ = counter("millrace_preemptions_total", "vllm:num_preemptions_total",
                            "Sequences that lost their pages for a while");
+    drafts_ = counter("millrace_spec_decode_drafts_total", "vllm:spec_decode_num_drafts",
+                      "Times that a sequence's next tokens were guessed (MTP)");
+    draft_tokens_ = counter("millrace_spec_decode_draft_tokens_total", "vllm:spec_decode_num_draft_tokens",
+                            "Tokens guessed");
+    accepted_tokens_ =
+        counter("millrace_spec_decode_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens",
+                "Tokens guessed right, which saved a step");
+    accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
+                                         "millrace_spec_decode_accepted_tokens_by_position_total",
+                                         "Tokens guessed right, by place after the last token");
+    if (vllm_)
+      vllm_accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
+                                                "vllm:spec_decode_num_accepted_tokens_per_pos",
+                                                "Tokens guessed right, by place after the last token");
     running_ =
         gauge("millrace_requests_running", "vllm:num_requests_running", "Sequences in the running batch");
     waiting_ = gauge("millrace_requests_waiting", "vllm:num_requests_waiting", "Sequences waiting for room");
@@ -94,13 +108,11 @@ class PrometheusMetrics final : public Metrics {
                       kTokenBuckets);
     e2e_ = histogram("millrace_e2e_request_latency_seconds", "vllm:e2e_request_latency_seconds",
                      "From the request's header to the end of a choice", kLatencyBuckets);
-    queue_ =
-        histogram("millrace_request_queue_time_seconds", "vllm:request_queue_time_seconds",
-                  "Waiting for a group, and in its queue until the first step that computes the request",
-                  kLatencyBuckets);
-    prefill_ =
-        histogram("millrace_request_prefill_time_seconds", "vllm:request_prefill_time_seconds",
-                  "From there to the first token", kLatencyBuckets);
+    queue_ = histogram("millrace_request_queue_time_seconds", "vllm:request_queue_time_seconds",
+                       "Waiting for a group, and in its queue until the first step that computes the request",
+                       kLatencyBuckets);
+    prefill_ = histogram("millrace_request_prefill_time_seconds", "vllm:request_prefill_time_seconds",
+                         "From there to the first token", kLatencyBuckets);
     decode_ = histogram("millrace_request_decode_time_seconds", "vllm:request_decode_time_seconds",
                         "From the first token to the last", kLatencyBuckets);
     prompt_size_ = histogram("millrace_request_prompt_tokens", "vllm:request_prompt_tokens",
@@ -224,6 +236,7 @@ class PrometheusMetrics final : public Metrics {
         by_layer["layer"] = std::to_string(mixture.layer);
         expert_imbalance_->Add(by_layer).Set(static_cast<double>(mixture.imbalance));
       }
+      read_drafts(group);
       // A group's total starts again from 0 when the group does; the sum here must not.
       uint64_t& seen = preemptions_seen_[group.id.value];
       const uint64_t more =
@@ -244,20 +257,42 @@ class PrometheusMetrics final : public Metrics {
     kv_usage_.each([&](Gauge& g) { g.Set(with_pages > 0 ? usage / with_pages : 0); });
   }
 
+  // By place too: how many guesses deep it pays. Totals start again with the group, these do not.
+  void read_drafts(const GroupStatus& group) {
+    auto& seen = drafts_seen_[group.id.value];
+    const auto& now = group.load.drafts;
+    if (now.empty()) return;
+    if (seen.size() > now.size() || (!seen.empty() && now[0].proposed < seen[0].proposed)) seen.clear();
+    seen.resize(now.size());
+    for (size_t place = 0; place < now.size(); ++place) {
+      const auto proposed = static_cast<double>(now[place].proposed - seen[place].proposed);
+      const auto accepted = static_cast<double>(now[place].accepted - seen[place].accepted);
+      const Labels labels = {{"model_name", model_name_}, {"position", std::to_string(place)}};
+      if (place == 0) drafts_.each([&](Counter& c) { c.Increment(proposed); });
+      draft_tokens_.each([&](Counter& c) { c.Increment(proposed); });
+      accepted_tokens_.each([&](Counter& c) { c.Increment(accepted); });
+      for (auto* by_place : {accepted_by_place_, vllm_accepted_by_place_})
+        if (by_place != nullptr) by_place->Add(labels).Increment(accepted);
+    }
+    seen = now;
+  }
+
   const std::string model_name_;
   const bool vllm_;
   prometheus::Registry registry_;
   prometheus::Family<Counter>*http_requests_, *http_refusals_, *generation_refusals_, *success_,
-      *vllm_success_ = nullptr;
+      *vllm_success_ = nullptr, *accepted_by_place_, *vllm_accepted_by_place_ = nullptr;
   prometheus::Family<Gauge>*group_up_, *group_restarts_, *group_steps_, *group_running_, *group_waiting_,
       *group_kv_free_, *group_kv_total_, *expert_imbalance_;
   Gauge *connections_, *in_flight_;
-  Both<Counter> prompt_tokens_, generation_tokens_, cache_queries_, cache_hits_, preemptions_;
+  Both<Counter> prompt_tokens_, generation_tokens_, cache_queries_, cache_hits_, preemptions_, drafts_,
+      draft_tokens_, accepted_tokens_;
   Both<Gauge> running_, waiting_, kv_usage_;
   Both<Histogram> ttft_, itl_, tpot_, e2e_, queue_, prefill_, decode_, prompt_size_, generation_size_;
 
   std::mutex mutex_;
-  std::map<uint32_t, uint64_t> preemptions_seen_;  // guarded by mutex_
+  std::map<uint32_t, uint64_t> preemptions_seen_;                    // guarded by mutex_
+  std::map<uint32_t, std::vector<engine::DraftCount>> drafts_seen_;  // likewise
 };
 
 }  // namespace

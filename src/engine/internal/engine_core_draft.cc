@@ -1,0 +1,102 @@
+// Guessing ahead, after a step: the MTP layer takes the states that the step left, and what it guesses runs
+// in the next step beside the last token.
+#include <algorithm>
+
+#include "base/units.h"
+#include "engine/internal/engine_core.h"
+
+namespace millrace::engine {
+
+void EngineCore::draft(std::span<const ScheduledRows> plan) {
+  guesses_.clear();
+  int row_begin = 0;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    Guess guess;
+    if (gather_guess(*plan[i].sequence, segments_[i].first_position, row_begin, guess))
+      guesses_.push_back(guess);
+    row_begin += plan[i].rows;
+  }
+  if (guesses_.empty()) return;
+  draft_rows();
+  for (int place = 1; !guessing_.empty() && place < drafting_.max_drafts(); ++place) draft_again(place);
+}
+
+// The positions of this step, from `first` on, whose state and next token are known.
+bool EngineCore::gather_guess(Sequence& sequence, int64_t first, int row_begin, Guess& guess) const {
+  if (sequence.draft_depth == 0 || sequence.ended) return false;
+  int64_t begin = first;
+  if (sequence.draft_from < 0 || sequence.draft_done != first) {  // a gap: anew at a page's start
+    begin = round_up(first, kernels::kPageTokens);
+    if (begin >= sequence.computed) return false;
+    sequence.draft_from = begin;
+  }
+  guess = {.sequence = &sequence,
+           .first_position = begin,
+           .rows = static_cast<int>(sequence.computed - begin),
+           .state_row = row_begin + static_cast<int>(begin - first),
+           .guesses = sequence.pending() == 1};
+  sequence.draft_done = sequence.computed;
+  return true;
+}
+
+// All rows of the step, and the first guess of each sequence that has its last token.
+void EngineCore::draft_rows() {
+  tokens_.clear();
+  segments_.clear();
+  states_.clear();
+  guess_rows_.clear();
+  guessing_.clear();
+  for (const Guess& guess : guesses_) {
+    const Sequence& sequence = *guess.sequence;
+    const auto next = sequence.tokens.begin() + guess.first_position + 1;
+    // Attention starts at draft_from: positions count from there, which rotary embeddings do not tell apart.
+    segments_.push_back({sequence.pages.data() + sequence.draft_from / kernels::kPageTokens,
+                         guess.first_position - sequence.draft_from, static_cast<int>(tokens_.size()),
+                         guess.rows});
+    tokens_.insert(tokens_.end(), next, next + guess.rows);
+    for (int row = 0; row < guess.rows; ++row) states_.push_back(guess.state_row + row);
+    // What the reply may still have after the token that the next step makes anyway.
+    const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
+    if (!guess.guesses || room < 1) continue;
+    guess_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
+    guessing_.push_back(guess);
+  }
+  model_.draft({.tokens = tokens_, .segments = segments_, .states = states_, .guess_rows = guess_rows_},
+               pool_.base());
+  for (size_t i = 0; i < guessing_.size(); ++i)
+    guessing_[i].sequence->drafts.push_back(model_.guess(static_cast<int>(i)));
+}
+
+// One guess more for sequences that want so many: from the MTP layer's own state, as if the guess before were
+// right. Its keys and values stand where the next step's rows will put theirs.
+void EngineCore::draft_again(int place) {
+  tokens_.clear();
+  segments_.clear();
+  states_.clear();
+  guess_rows_.clear();
+  size_t kept = 0;
+  for (size_t i = 0; i < guessing_.size(); ++i) {
+    Sequence& sequence = *guessing_[i].sequence;
+    const int64_t position = sequence.computed + place - 1;
+    const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
+    if (place >= sequence.draft_depth || place >= room ||
+        position >= std::ssize(sequence.pages) * kernels::kPageTokens)
+      continue;
+    const int row = static_cast<int>(tokens_.size());
+    segments_.push_back({sequence.pages.data() + sequence.draft_from / kernels::kPageTokens,
+                         position - sequence.draft_from, row, 1});
+    tokens_.push_back(sequence.drafts.back());
+    states_.push_back(static_cast<int32_t>(i));
+    guess_rows_.push_back(row);
+    guessing_[kept++] = guessing_[i];
+  }
+  guessing_.resize(kept);
+  if (kept == 0) return;
+  model_.draft(
+      {.tokens = tokens_, .segments = segments_, .states = states_, .guess_rows = guess_rows_, .again = true},
+      pool_.base());
+  for (size_t i = 0; i < kept; ++i)
+    guessing_[i].sequence->drafts.push_back(model_.guess(static_cast<int>(i)));
+}
+
+}  // namespace millrace::engine

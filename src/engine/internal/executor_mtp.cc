@@ -1,0 +1,87 @@
+// The MTP layer: a decoder layer of its own whose stream starts from the model's state at a position joined
+// with the token after it (model/graph.h has the formula).
+#include <algorithm>
+
+#include "engine/internal/executor.h"
+
+namespace millrace::engine {
+
+void Executor::draft(const DraftBatch& batch, std::byte* pool) {
+  MR_CHECK(mtp_ != nullptr, "a model without MTP cannot guess");
+  pool_ = pool;
+  walk_ = &mtp_walk_;
+  stream_ = mtp_residual_.as<float>();
+  states_ = batch.states;
+  again_ = batch.again;
+  plan(
+      {.tokens = batch.tokens, .segments = batch.segments, .logit_rows = batch.guess_rows, .state_rows = {}});
+  team_.run([this](int thread) {
+    if (by_columns_) {
+      run_by_columns(thread);
+    } else {
+      run_by_rows(thread);
+    }
+    if (batch_.logit_rows.empty()) return;
+    run_head(thread);
+    run_guesses(thread);
+  });
+}
+
+// [norm(embed(token)) | norm(state)] of some rows of the batch, as `eh` reads it. The stream is rotated in
+// blocks on the INT8 path; gains that multiply the state between two norms want it unrotated.
+void Executor::join(int row_begin, int rows, float* joined, const ActRows& to) const {
+  const auto width = static_cast<size_t>(config_.hidden_size);
+  const auto block = static_cast<size_t>(mtp_->hadamard_block);
+  const auto norm_row = [&](const float* x, const float* gain, float* out) {
+    rows_.rmsnorm(x, 0, gain, config_.rms_norm_eps, 1, config_.hidden_size, out, 0);
+  };
+  const auto turn = [&](float* x) {
+    if (block > 1)
+      for (size_t i = 0; i < width; i += block) kernels::hadamard(x + i, static_cast<int>(block));
+  };
+  const float* states = again_ ? guess_state_.as<float>() : residual_.as<float>();
+  const float* gain = again_ ? mtp_->head_norm_gain : mtp_->model_norm_gain;
+  for (int i = 0; i < rows; ++i) {
+    const auto row = static_cast<size_t>(row_begin + i);
+    float* embedded = joined + i * joined_float_stride_;
+    float* state = embedded + width;
+    embed_row(*embed_, batch_.tokens[row], embedded);
+    norm_row(embedded, mtp_->embed_norm_gain, embedded);
+    norm_row(states + states_[row] * residual_stride_, nullptr, state);
+    turn(state);
+    for (size_t j = 0; j < width; ++j) state[j] *= gain[j];
+    norm_row(state, mtp_->hidden_norm_gain, state);
+    turn(state);
+  }
+  quantised(joined, joined_float_stride_, 2 * config_.hidden_size, rows, to);
+}
+
+void Executor::columns_join(int thread) {
+  const int rows = static_cast<int>(batch_.tokens.size());
+  ActRows input = shared_.joined_in;
+  if (rows == 1) {  // every thread for itself
+    const Scratch& own = scratch_[static_cast<size_t>(thread)];
+    input = own.joined_in;
+    join(0, 1, own.joined, input);
+  } else {
+    const Range mine = share(rows, thread, team_.size());
+    join(mine.begin, mine.size(), shared_.joined + mine.begin * joined_float_stride_, input.at(mine.begin));
+    team_.barrier();
+  }
+  const Range columns = column_share(mtp_->eh.n, thread, team_.size());
+  linear(mtp_->eh, input, rows, columns.begin, columns.end, residual(0), residual_stride_, false);
+  team_.barrier();
+}
+
+// The likeliest tokens, and the states from which to guess further.
+void Executor::run_guesses(int thread) {
+  team_.barrier();
+  const Range mine = share(static_cast<int>(batch_.logit_rows.size()), thread, team_.size());
+  for (int i = mine.begin; i < mine.end; ++i) {
+    std::copy_n(residual(batch_.logit_rows[static_cast<size_t>(i)]), config_.hidden_size,
+                guess_state_.as<float>() + i * residual_stride_);
+    guesses_[static_cast<size_t>(i)] = static_cast<TokenId>(rows_.argmax(logits(i), config_.vocab_size));
+  }
+}
+
+}  // namespace millrace::engine
