@@ -25,6 +25,9 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::filesystem::path& path() const { return path_; }
   void advise_sequential() const;  // the whole will be read soon: start reading ahead
+  // The whole will be read again and again: what is not in the page cache yet comes there, and into this map, in huge pages
+  // where the file system can (ext4 and xfs of recent kernels). Call it before the first byte is read.
+  void advise_huge_pages() const;
 
  private:
   const std::byte* data_ = nullptr;

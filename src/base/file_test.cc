@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 
 namespace millrace {
@@ -39,6 +40,19 @@ TEST(ReadFile, RefusesAboveLimitAndNamesWhatIsMissing) {
   EXPECT_EQ(read_file(folder, 9).error().code, Code::invalid_argument);
   EXPECT_EQ(read_file(folder / "a" / "b", 9).error().code, Code::invalid_argument);
   EXPECT_EQ(read_file(folder / std::string(300, 'x'), 9).error().code, Code::invalid_argument);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(MappedFile, HugePagesHoldTheSameBytes) {
+  const auto folder = fresh_folder();
+  std::string content(5 << 20, 'x');
+  for (size_t i = 0; i < content.size(); i += 4096) content[i] = static_cast<char>(i >> 12);
+  ASSERT_TRUE(write_file_atomic(folder / "a", content));
+  const auto file = MappedFile::open(folder / "a");
+  ASSERT_TRUE(file);
+  file->advise_huge_pages();
+  MappedFile().advise_huge_pages();  // nothing, quietly
+  EXPECT_EQ(std::memcmp(file->bytes().data(), content.data(), content.size()), 0);
   std::filesystem::remove_all(folder);
 }
 

@@ -155,6 +155,7 @@ Expected<std::shared_ptr<const PackedModel>> PackedModel::open(const std::filesy
                                                                const OpenOptions& options) {
   auto model = std::make_shared<Packed>();
   model->mapping = MR_TRY(MappedFile::open(path));
+  model->mapping.advise_huge_pages();
   if (auto read = model->read(model->mapping.bytes(), options); !read) {
     read.error().message = fmt::format("{}: {}", path.string(), read.error().message);
     return std::unexpected(std::move(read).error());
