@@ -57,8 +57,9 @@ struct Options {
   int row_panel = 0;         // rows of one call where rows are split; 0: all of a thread's rows
   int split_rows_from = 65;  // split by columns under this many rows, by rows from it
   bool reuse_out =
-      false;         // every row panel of a thread writes the same place, as a fused consumer would have it
-  bool hot = false;  // the same weights in every call
+      false;          // every row panel of a thread writes the same place, as a fused consumer would have it
+  bool hot = false;   // the same weights in every call
+  bool hint = false;  // tell each call what comes after it
 };
 
 // Everything that a run over shapes shares: 1 GiB of weights, and activations and outputs for the largest of
@@ -93,8 +94,11 @@ class Bench {
     do {
       const double start = monotonic_s();
       for (int i = 0; i < batch; ++i, ++calls) {
-        const WeightsS8 w{weights_.as<int8_t>() + static_cast<size_t>(calls) % copies * matrix_bytes,
-                          w_scale.data(), sum.data(), shape.n, shape.k};
+        const auto weights = [&](int64_t call) {
+          return WeightsS8{weights_.as<int8_t>() + static_cast<size_t>(call) % copies * matrix_bytes,
+                           w_scale.data(), sum.data(), shape.n, shape.k};
+        };
+        const WeightsS8 w = weights(calls), next = weights(calls + 1);
         team_.run([&](int thread) {
           GemmS8Args args{.a = a.as<int8_t>(),
                           .a_stride = a_stride,
@@ -104,7 +108,8 @@ class Bench {
                           .n_begin = 0,
                           .n_end = shape.n,
                           .out = out.as<float>(),
-                          .out_stride = out_stride};
+                          .out_stride = out_stride,
+                          .next = options.hint ? &next : nullptr};
           share(args, thread, options);
         });
       }
@@ -128,6 +133,7 @@ class Bench {
       const int blocks = args.n_end / kGemmNBlock;
       args.n_begin = blocks * thread / threads * kGemmNBlock;
       args.n_end = blocks * (thread + 1) / threads * kGemmNBlock;
+      args.next_begin = args.n_begin;
       return gemm_s8_at(isa_, args);
     }
     const int groups = args.m / 32;
@@ -186,6 +192,7 @@ int main(int argc, char** argv) {
   app.add_option("--split-rows-from", options.split_rows_from, "row count from which threads split rows");
   app.add_flag("--reuse-out", options.reuse_out, "row panels of a thread share their output's place");
   app.add_flag("--hot", options.hot, "use the same weights in every call, so that caches hold what they can");
+  app.add_flag("--hint", options.hint, "tell each call what the next one multiplies with");
   CLI11_PARSE(app, argc, argv);
   return millrace::kernels::run(options);
 }

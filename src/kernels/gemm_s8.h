@@ -56,6 +56,10 @@ struct GemmS8Args {
   float* out = nullptr;         // element (i, n) at out[i * out_stride + n]; columns n >= w->n are not written
   int64_t out_stride = 0;       // floats
   bool accumulate = false;      // add to what out holds
+  // What this thread multiplies next, from this channel on: its first bytes are fetched into L2 while this product ends, so
+  // that memory does not idle between the two. A hint, which no result depends on; the amx level takes it.
+  const WeightsS8* next = nullptr;
+  int next_begin = 0;
 };
 void gemm_s8(const GemmS8Args& args);           // at the active level
 void gemm_s8_at(Isa isa, const GemmS8Args& args);  // at a given supported level (tests, benchmarks)

@@ -98,17 +98,23 @@ class Drain {
 struct Fetch {
   const char* next = nullptr;
   const char* end = nullptr;
-  int lines = 0;  // a step, a multiple of 4
+  int lines = 0;       // a step, a multiple of 4
+  int64_t beside = 0;  // bytes to as many lines that go along; 0: none
 };
+
+MR_ALWAYS_INLINE inline void fetch_lines(const char* from, int lines) {
+  for (int line = 0; line < lines; line += 4) {
+    _mm_prefetch(from + line * 64, _MM_HINT_T1);
+    _mm_prefetch(from + line * 64 + 64, _MM_HINT_T1);
+    _mm_prefetch(from + line * 64 + 128, _MM_HINT_T1);
+    _mm_prefetch(from + line * 64 + 192, _MM_HINT_T1);
+  }
+}
 
 MR_ALWAYS_INLINE inline void fetch_some(Fetch& f) {
   if (f.next >= f.end) return;
-  for (int line = 0; line < f.lines; line += 4) {
-    _mm_prefetch(f.next + line * 64, _MM_HINT_T1);
-    _mm_prefetch(f.next + line * 64 + 64, _MM_HINT_T1);
-    _mm_prefetch(f.next + line * 64 + 128, _MM_HINT_T1);
-    _mm_prefetch(f.next + line * 64 + 192, _MM_HINT_T1);
-  }
+  fetch_lines(f.next, f.lines);
+  if (f.beside != 0) fetch_lines(f.next + f.beside, f.lines);
   f.next += f.lines * 64;
 }
 
@@ -186,13 +192,13 @@ class Gemm {
         columns_(static_cast<int>(min64(args.n_end, padded_n(w_.n)))) {}
 
   void run() {
-    // A single panel uses B once: short chunks then keep a deep product's sums in L1.
+    if (args_.m <= kBlock) return run_single_panel();
     const int64_t panels = ceil_div64(args_.m, kBlock);
     const int64_t chunk_blocks = max64(1, min64(kChunkBlocks, kChunkBytes / (2 * column_bytes_)));
     const int64_t chunk = chunk_blocks * kBlock;
     for (int64_t n = args_.n_begin; n < columns_; n += chunk) {
       const int64_t end = min64(n + chunk, columns_);
-      if (n == args_.n_begin || panels == 1) {
+      if (n == args_.n_begin) {
         fetch_ = {tile_bytes(n) + kFetchAhead, tile_bytes(end) + kFetchAhead, 32};
       } else {
         set_fetch(end, chunk, panels);
@@ -206,8 +212,36 @@ class Gemm {
   }
 
  private:
+  // A single panel uses B once, so memory's speed decides: both columns of tiles of a block come to their end
+  // before the next block begins, and that one is fetched meanwhile, tile by tile in the order of its use.
+  void run_single_panel() {
+    for (int64_t n = args_.n_begin; n < columns_; n += kBlock) {
+      if (n + kBlock < columns_) {
+        fetch_ = {tile_bytes(n + kBlock), tile_bytes(n + kBlock) + column_bytes_, kTileBytes / 64,
+                  column_bytes_};
+      } else {
+        fetch_next();
+      }
+      int32_t* sums = sums_ + n / kBlock % 2 * kBlock * kBlock;
+      block(0, n, columns_, 0, k_tiles_, sums, false);
+      set_pending(0, n, sums);
+    }
+    Drain(pending_).rows(kBlock);
+  }
+
   const char* tile_bytes(int64_t column) const {
     return reinterpret_cast<const char*>(w_.tiles + column / kGemmNBlock * column_bytes_);
+  }
+
+  // The first block of what the caller multiplies next, spread over the tiles of one block.
+  void fetch_next() {
+    fetch_ = {};
+    if (args_.next == nullptr) return;
+    const int64_t bytes = padded_k(args_.next->k) * kGemmNBlock;
+    const char* first =
+        reinterpret_cast<const char*>(args_.next->tiles + args_.next_begin / kGemmNBlock * bytes);
+    const auto lines = static_cast<int>(ceil_div64(bytes / 64, k_tiles_ * 4) * 4);
+    fetch_ = {first, first + bytes, lines, bytes};
   }
 
   // Spreads the chunk that starts at column `n` over the steps of `panels` panels.
@@ -218,33 +252,36 @@ class Gemm {
   }
 
   void panel(int64_t row, int64_t n_begin, int64_t n_end) {
-    const bool two_rows = args_.m - row > 16;
     for (int64_t depth = 0; depth < depths_; ++depth) {
       const int64_t first = k_tiles_ * depth / depths_, last = k_tiles_ * (depth + 1) / depths_;
-      Operands s{.a = args_.a + row * args_.a_stride + first * kGemmKBlock,
-                 .a_stride = args_.a_stride,
-                 .b_next = column_bytes_,
-                 .tiles = last - first};
       for (int64_t n = n_begin; n < n_end; n += kBlock) {
-        const bool two_columns = n_end - n > 16;
         const int64_t slot = depths_ > 1 ? (n - n_begin) / kBlock : (n / kBlock) % 2;
         int32_t* sums = sums_ + slot * kBlock * kBlock;
-        s.b = w_.tiles + n / kGemmNBlock * column_bytes_ + first * kTileBytes;
-        // A pending block of this very slot must leave before its sums are overwritten: multiply() drains
-        // first.
-        if (two_rows && two_columns) {
-          multiply<true, true>(s, depth > 0, sums, pending_, fetch_);
-        } else if (two_rows) {
-          multiply<true, false>(s, depth > 0, sums, pending_, fetch_);
-        } else if (two_columns) {
-          multiply<false, true>(s, depth > 0, sums, pending_, fetch_);
-        } else {
-          multiply<false, false>(s, depth > 0, sums, pending_, fetch_);
-        }
-        pending_.rows = 0;  // drained
+        block(row, n, n_end, first, last, sums, depth > 0);
         if (depth + 1 == depths_) set_pending(row, n, sums);
       }
     }
+  }
+
+  // sums = or += the products of a block of C over tiles [first, last) of k. What was pending is drained, and
+  // may have been pending in this very slot: multiply() drains before it stores.
+  void block(int64_t row, int64_t n, int64_t n_end, int64_t first, int64_t last, int32_t* sums, bool add) {
+    const bool two_rows = args_.m - row > 16, two_columns = n_end - n > 16;
+    const Operands s{.a = args_.a + row * args_.a_stride + first * kGemmKBlock,
+                     .a_stride = args_.a_stride,
+                     .b = w_.tiles + n / kGemmNBlock * column_bytes_ + first * kTileBytes,
+                     .b_next = column_bytes_,
+                     .tiles = last - first};
+    if (two_rows && two_columns) {
+      multiply<true, true>(s, add, sums, pending_, fetch_);
+    } else if (two_rows) {
+      multiply<true, false>(s, add, sums, pending_, fetch_);
+    } else if (two_columns) {
+      multiply<false, true>(s, add, sums, pending_, fetch_);
+    } else {
+      multiply<false, false>(s, add, sums, pending_, fetch_);
+    }
+    pending_.rows = 0;  // drained
   }
 
   void set_pending(int64_t row, int64_t n, const int32_t* sums) {
