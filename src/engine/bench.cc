@@ -25,7 +25,8 @@ constexpr size_t kMaxTextTokens = 1 << 20;
 
 // Bytes of weights that a step reads, and weights that each of its tokens multiplies with.
 struct Weights {
-  double token_weights = 0;
+  double token_weights = 0;  // without the head, which a prompt's tokens but the last leave out
+  double head_weights = 0;
   double step_bytes = 0;    // whatever the batch
   double expert_bytes = 0;  // of all routed experts
   int experts = 0, experts_per_token = 0;
@@ -66,6 +67,7 @@ Weights count_weights(const model::PackedModel& packed) {
       weights.token_weights += both * moe.experts_per_token / moe.experts;
     } else if (const auto* head = std::get_if<model::HeadModule>(&module)) {
       weights.step_bytes += count(head->head) * bytes(head->head);
+      weights.head_weights = count(head->head);
     }
   }
   return weights;
@@ -227,9 +229,12 @@ Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const 
   for (const int batch : options.batch) {
     const auto rate = bench.repeat(batch, kPromptTokens, options.decode + 1);
     sink(fmt::format(
-        R"({{"name":"decode","batch":{},"tok_s":{},"pct_read_bw":{},"tok_s_min":{},"tok_s_max":{},"runs":{}}})",
+        R"({{"name":"decode","batch":{},"tok_s":{},"pct_read_bw":{},"pct_peak_int8":{},"tok_s_min":{},"tok_s_max":{},"runs":{}}})",
         batch, number(rate.median, 1),
         number(100 * weights.step_bytes_of(batch) * rate.median / batch / (peak.read_gb_s * 1e9), 2),
+        number(
+            100 * 2 * (weights.token_weights + weights.head_weights) * rate.median / (peak.int8_tops * 1e12),
+            2),
         number(rate.min, 1), number(rate.max, 1), options.runs));
   }
   if (!drafts) return {};

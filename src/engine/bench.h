@@ -3,9 +3,9 @@
 // One JSON object a line:
 //   {"name":"machine","cpu":...,"isa":...,"threads":...,"int8_tops":...,"read_gb_s":...}
 //   {"name":"prefill","tokens":512,"tok_s":...,"pct_peak_int8":...}
-//   {"name":"decode","batch":8,"tok_s":...,"pct_read_bw":...}
+//   {"name":"decode","batch":8,"tok_s":...,"pct_read_bw":...,"pct_peak_int8":...}
 // and per line "runs" with "tok_s_min" and "tok_s_max" of the repetitions; tok_s is their median.
-//   pct_peak_int8 = 100 * 2 * (INT8 weights used by a token, the head not counted) * tok_s / int8_tops
+//   pct_peak_int8 = 100 * 2 * (weights used by a token; of prefill without the head) * tok_s / int8_tops
 //   pct_read_bw   = 100 * (bytes of weights read by a step) * steps/s / read_gb_s
 // A mixture's token uses experts_per_token experts; a step of B sequences is taken to read the expected number of
 // different experts, E (1 - (1 - k / E)^B).
