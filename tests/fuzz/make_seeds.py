@@ -105,7 +105,61 @@ def tensors(kind, biases=False, norms=False, tied=True, vocabulary=15):
     return out
 
 
+def mixture(block):
+    """The router and four experts of 8, of which two are taken, and a shared one."""
+    blk = f"blk.{block}."
+    out = [(blk + "ffn_gate_inp.weight", [32, 4], 0), (blk + "exp_probs_b.bias", [4], 0)]
+    for part, columns, rows in (("gate", 32, 8), ("up", 32, 8), ("down", 8, 32)):
+        out += [(f"{blk}ffn_{part}_exps.weight", [columns, rows, 4], 1), (f"{blk}ffn_{part}_shexp.weight", [columns, rows], 30)]
+    return out
+
+
+def latent_attention(block, legacy):
+    """Two heads of 4 + 2 over a latent of 8, values of 4, queries through a latent of 6."""
+    blk = f"blk.{block}."
+    out = [(blk + "attn_norm.weight", [32], 0), (blk + "attn_q_a.weight", [32, 6], 1), (blk + "attn_q_a_norm.weight", [6], 0),
+           (blk + "attn_q_b.weight", [6, 12], 0), (blk + "attn_kv_a_mqa.weight", [32, 10], 1),
+           (blk + "attn_kv_a_norm.weight", [8], 0), (blk + "attn_output.weight", [8, 32], 0), (blk + "ffn_norm.weight", [32], 0)]
+    if legacy:
+        return out + [(blk + "attn_kv_b.weight", [8, 16], 0)]
+    return out + [(blk + "attn_k_b.weight", [4, 8, 2], 0), (blk + "attn_v_b.weight", [8, 4, 2], 0)]
+
+
+def deepseek2(legacy, mtp):
+    """A dense layer, a mixture, and with `mtp` one more mixture that guesses."""
+    keys = {"block_count": (U32, 3 if mtp else 2), "attention.q_lora_rank": (U32, 6), "attention.kv_lora_rank": (U32, 8),
+            "attention.key_length": (U32, 6 if legacy else 10), "attention.value_length": (U32, 4 if legacy else 8),
+            "rope.dimension_count": (U32, 2), "leading_dense_block_count": (U32, 1), "expert_count": (U32, 4),
+            "expert_used_count": (U32, 2), "expert_feed_forward_length": (U32, 8), "expert_shared_count": (U32, 1),
+            "expert_gating_func": (U32, 2), "expert_group_count": (U32, 2), "expert_group_used_count": (U32, 1),
+            "expert_weights_norm": (BOOL, True), "expert_weights_scale": (F32, 2.5)}
+    if not legacy:
+        keys |= {"attention.key_length_mla": (U32, 6), "attention.value_length_mla": (U32, 4)}
+    if mtp:
+        keys["nextn_predict_layers"] = (U32, 1)
+    weights = [("token_embd.weight", [32, 99], 8), ("output_norm.weight", [32], 0), ("output.weight", [32, 99], 8)]
+    weights += latent_attention(0, legacy) + [(f"blk.0.ffn_{m}.weight", [32, 32], 8) for m in ("gate", "up", "down")]
+    weights += latent_attention(1, legacy) + mixture(1)
+    if mtp:
+        weights += latent_attention(2, legacy) + mixture(2) + [("blk.2.nextn.eh_proj.weight", [64, 32], 1)]
+        weights += [(f"blk.2.nextn.{norm}.weight", [32], 0) for norm in ("enorm", "hnorm", "shared_head_norm")]
+        weights.append(("blk.2.nextn.shared_head_head.weight", [32, 99], 8))
+    return gguf(config("deepseek2", **keys) + byte_level("deepseek-v3", ["H e"]), weights)
+
+
+def qwen2moe():
+    keys = {"expert_count": (U32, 4), "expert_used_count": (U32, 2), "expert_feed_forward_length": (U32, 8),
+            "expert_shared_feed_forward_length": (U32, 8)}
+    dense = ("blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight")
+    weights = [t for t in tensors(1, biases=True, vocabulary=99) if t[0] not in dense]
+    weights += [t for t in mixture(0) if t[0] != "blk.0.exp_probs_b.bias"] + [("blk.0.ffn_gate_inp_shexp.weight", [32], 0)]
+    return gguf(config("qwen2moe", **keys) + byte_level("qwen2", ["H e"]), weights)
+
+
 def gguf_seeds():
+    write("gguf_fuzz", "deepseek2_mtp", deepseek2(legacy=False, mtp=True))
+    write("gguf_fuzz", "deepseek2_legacy", deepseek2(legacy=True, mtp=False))
+    write("gguf_fuzz", "qwen2moe", qwen2moe())
     write("gguf_fuzz", "every_type", gguf([key("general.alignment", U32, 32), key("general.name", STRING, "types")],
                                           [(f"t{kind}", [BYTES_PER_BLOCK[kind][0]], kind) for kind in BYTES_PER_BLOCK]))
     write("gguf_fuzz", "version_2", gguf([key("a", U64, [1, 2]), key("b", BOOL, [True])], [("t", [2, 2, 2], 0)], 2))
