@@ -8,6 +8,7 @@
 
 #include "base/units.h"
 #include "kernels/gemm_s8.h"
+#include "model/kv_shape.h"
 
 namespace millrace::engine {
 namespace {
@@ -28,17 +29,9 @@ int64_t spread_bytes(int64_t width) {
 }  // namespace
 
 kernels::KvShape kv_shape_of(const model::PackedModel& model, bool drafts) {
-  const auto& config = model.config();
-  const auto& mla = config.mla;
-  // Latent attention caches [latent | rotary key], padded for the matrix unit; the value is the key's latent.
-  const int key_dim =
-      mla.used() ? static_cast<int>(round_up(mla.kv_lora_rank + mla.rope_head_dim, 32)) : config.head_dim;
-  return {.layers = config.layers + (drafts ? 1 : 0),
-          .kv_heads = config.kv_heads,
-          .key_dim = key_dim,
-          .value_dim = mla.used() ? mla.kv_lora_rank : config.head_dim,
-          .type = model.type() == model::PackType::int8 ? kernels::KvType::bf16 : kernels::KvType::f32,
-          .value_is_key_prefix = mla.used()};
+  kernels::KvShape shape = model::kv_shape_of(model.config(), model.type());
+  if (drafts) ++shape.layers;
+  return shape;
 }
 
 Executor::Executor(std::shared_ptr<const model::PackedModel> model, const ExecutorOptions& options)

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "engine/internal/executor.h"
+#include "model/kv_shape.h"
 
 namespace millrace::engine {
 namespace {
@@ -73,13 +74,6 @@ struct Check {
           "the model's latent attention has heads of {} + {} and values of {}; its config says "
           "{} KV heads of {}",
           mla.nope_head_dim, mla.rope_head_dim, mla.value_head_dim, config.kv_heads, config.head_dim));
-    // A head's share of a product is a range of its channels.
-    if (int8 && (dim % kernels::kGemmNBlock != 0 || mla.kv_lora_rank % kernels::kGemmNBlock != 0 ||
-                 mla.value_head_dim % kernels::kGemmNBlock != 0))
-      return fail(Code::unimplemented,
-                  fmt::format("latent attention with heads of {}, latents of {} and values of {}: INT8 wants "
-                              "multiples of {}",
-                              dim, mla.kv_lora_rank, mla.value_head_dim, kernels::kGemmNBlock));
     const int64_t q = mla.q_lora_rank > 0 ? mla.q_lora_rank : heads * dim;
     MR_TRY(linear(m.in, q + mla.kv_lora_rank + mla.rope_head_dim, config.hidden_size, "attention input"));
     if (mla.q_lora_rank > 0) {
@@ -141,7 +135,7 @@ std::string place_of(const model::Module& module) {
 }  // namespace
 
 Expected<void> Executor::check_graph() const {
-  MR_TRY(kernels::check_attention_shape(shape_, config_.q_heads));
+  MR_TRY(model::check_attention(config_, model_->type()));
   const auto& modules = model_->graph().modules;
   if (modules.size() < 2 || !std::holds_alternative<model::EmbedModule>(modules.front()) ||
       !std::holds_alternative<model::HeadModule>(modules.back()))

@@ -288,6 +288,10 @@ TEST(Executor, RefusesHeadsThatTheKernelsCannotDo) {  // a packed file is a file
     EXPECT_EQ(
         Executor::create(tiny(model::PackType::int8, {.head_dim = head_dim}), options_of(1)).error().code,
         Code::unimplemented);
+  auto latent = testing::tiny_deepseek();
+  latent.mla.value_head_dim = 24;
+  EXPECT_EQ(Executor::create(tiny(model::PackType::int8, latent), options_of(1)).error().code,
+            Code::unimplemented);
 }
 
 TEST(Executor, RefusesAGraphThatDoesNotFitItsConfig) {
