@@ -148,6 +148,26 @@ TEST_P(GemmS8, EveryRowCountUpTo70) {
   for (int m = 1; m <= 70; ++m) expect_equal(w, Rows(m, 192, static_cast<uint32_t>(m)), {});
 }
 
+// Rows times depth beyond what a level keeps in L2 (1 MiB on amx), so that it takes k in parts.
+TEST_P(GemmS8, ManyRowsOfADeepProduct) {
+  expect_equal(Matrix::random(80, 4096, 21), Rows(270, 4096, 22), {.bias = true, .accumulate = true});
+}
+
+TEST_P(GemmS8, WhatComesNextChangesNothing) {
+  const Matrix w = Matrix::random(96, 1000, 31), after = Matrix::random(64, 3000, 32);
+  const WeightsS8 view = w.view(), after_view = after.view();
+  for (const int m : {1, 20, 40}) {
+    const Rows a(m, 1000, 33);
+    std::vector<float> plain(static_cast<size_t>(m) * 96), hinted(plain.size());
+    gemm_s8_at(GetParam(), arguments(view, a, {}, false, plain, 96));
+    GemmS8Args args = arguments(view, a, {}, false, hinted, 96);
+    args.next = &after_view;
+    args.next_begin = 48;
+    gemm_s8_at(GetParam(), args);
+    EXPECT_TRUE(same_bits(plain, hinted, 96)) << m;
+  }
+}
+
 TEST_P(GemmS8, BiasAndAccumulateInEveryCombination) {
   const Matrix w = Matrix::random(48, 320, 3);
   for (const int m : {1, 20, 40})

@@ -4,9 +4,11 @@
 // The unit finishes a product of two tiles in 16 cycles, so feeding it is the work:
 //   * 2 x 2 tiles of C share two A and two B loads per four products, and give four independent sums,
 //     which hides the product's latency of 52 cycles.
-//   * A panel of 32 rows x depth bytes stays in L1 while B streams from L2 (32 bytes a cycle, about half of
-//     what L2 gives); a chunk of B stays in L2 while all panels pass over it, so memory sees the weights
-//     once. The lines of the next chunk are fetched meanwhile, a share per step.
+//   * Few rows: A stays in L2 while B comes from memory, block by block, each used by all rows before the
+//     next, which is fetched meanwhile. Sums stay in registers for all of k.
+//   * Many rows: a panel of 32 rows x depth bytes stays in L1 while B streams from L2 (32 bytes a cycle,
+//     about half of what L2 gives); a chunk of B stays in L2 while all panels pass over it, so memory sees
+//     the weights once. The lines of the next chunk are fetched meanwhile, a share per step.
 //   * The epilogue of one 32 x 32 block runs between the products of the next: it needs the vector units,
 //     which the products leave idle.
 // Sums are exact integers, so none of these choices can change a bit.
@@ -27,8 +29,8 @@ constexpr int64_t kTileBytes = 1024;
 constexpr int kBlock = 32;                  // rows and columns of a block of C: two tiles each way
 constexpr int64_t kDepthMax = 10;           // tiles of k in an A panel: 32 x 64 x 10 = 20 KiB of an L1 of 48
 constexpr int64_t kChunkBytes = 768 << 10;  // of B, in an L2 of 2 MiB beside A and the output
+constexpr int64_t kFewBytes = 1 << 20;      // of A: up to these, all of it stays in L2 while B passes
 constexpr int64_t kChunkBlocks = 16;        // bounds the sums kept between depths: 16 x 4 KiB
-constexpr int64_t kFetchAhead = 8 << 10;    // bytes, on the first pass over B
 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -192,39 +194,41 @@ class Gemm {
         columns_(static_cast<int>(min64(args.n_end, padded_n(w_.n)))) {}
 
   void run() {
-    if (args_.m <= kBlock) return run_single_panel();
+    const bool deep = depths_ > 1, fits = padded_m(args_.m) * k_tiles_ * kGemmKBlock <= kFewBytes;
+    if (args_.m <= kBlock || (deep && fits)) return run_few_rows();
     const int64_t panels = ceil_div64(args_.m, kBlock);
     const int64_t chunk_blocks = max64(1, min64(kChunkBlocks, kChunkBytes / (2 * column_bytes_)));
     const int64_t chunk = chunk_blocks * kBlock;
     for (int64_t n = args_.n_begin; n < columns_; n += chunk) {
       const int64_t end = min64(n + chunk, columns_);
-      if (n == args_.n_begin) {
-        fetch_ = {tile_bytes(n) + kFetchAhead, tile_bytes(end) + kFetchAhead, 32};
-      } else {
-        set_fetch(end, chunk, panels);
-      }
+      // Nothing has fetched the first chunk: its first panel does, in its own order.
+      const bool first = n == args_.n_begin;
+      if (!first) set_fetch(end, chunk, panels);
       for (int64_t row = 0; row < args_.m; row += kBlock) {
-        if (row == kBlock && n == args_.n_begin) set_fetch(end, chunk, panels - 1);
-        panel(row, n, end);
+        if (first && row == kBlock) set_fetch(end, chunk, panels - 1);
+        panel(row, n, end, first && row == 0);
       }
     }
     Drain(pending_).rows(kBlock);
   }
 
  private:
-  // A single panel uses B once, so memory's speed decides: both columns of tiles of a block come to their end
-  // before the next block begins, and that one is fetched meanwhile, tile by tile in the order of its use.
-  void run_single_panel() {
+  // All panels take a block of B, both columns of tiles to their end, before the next block begins; that one
+  // is fetched meanwhile, tile by tile in the order of its use. A comes from L2.
+  void run_few_rows() {
+    const int64_t panels = ceil_div64(args_.m, kBlock);
+    int64_t slot = 0;
     for (int64_t n = args_.n_begin; n < columns_; n += kBlock) {
       if (n + kBlock < columns_) {
-        fetch_ = {tile_bytes(n + kBlock), tile_bytes(n + kBlock) + column_bytes_, kTileBytes / 64,
-                  column_bytes_};
+        fetch_block(n + kBlock, 0, k_tiles_, panels);
       } else {
-        fetch_next();
+        fetch_next(panels);
       }
-      int32_t* sums = sums_ + n / kBlock % 2 * kBlock * kBlock;
-      block(0, n, columns_, 0, k_tiles_, sums, false);
-      set_pending(0, n, sums);
+      for (int64_t row = 0; row < args_.m; row += kBlock, slot ^= 1) {
+        int32_t* sums = sums_ + slot * kBlock * kBlock;
+        block(row, n, columns_, 0, k_tiles_, sums, false);
+        set_pending(row, n, sums);
+      }
     }
     Drain(pending_).rows(kBlock);
   }
@@ -233,14 +237,14 @@ class Gemm {
     return reinterpret_cast<const char*>(w_.tiles + column / kGemmNBlock * column_bytes_);
   }
 
-  // The first block of what the caller multiplies next, spread over the tiles of one block.
-  void fetch_next() {
+  // The first block of what the caller multiplies next.
+  void fetch_next(int64_t panels) {
     fetch_ = {};
     if (args_.next == nullptr) return;
     const int64_t bytes = padded_k(args_.next->k) * kGemmNBlock;
     const char* first =
         reinterpret_cast<const char*>(args_.next->tiles + args_.next_begin / kGemmNBlock * bytes);
-    const auto lines = static_cast<int>(ceil_div64(bytes / 64, k_tiles_ * 4) * 4);
+    const auto lines = static_cast<int>(ceil_div64(bytes / 64, k_tiles_ * panels * 4) * 4);
     fetch_ = {first, first + bytes, lines, bytes};
   }
 
@@ -251,10 +255,23 @@ class Gemm {
               static_cast<int>(ceil_div64(8, panels) * 4)};
   }
 
-  void panel(int64_t row, int64_t n_begin, int64_t n_end) {
+  // The tiles [first, last) of k of a block's two columns, over the steps of `panels` panels.
+  void fetch_block(int64_t n, int64_t first, int64_t last, int64_t panels) {
+    const char* begin = tile_bytes(n) + first * kTileBytes;
+    const auto lines = static_cast<int>(ceil_div64(kTileBytes / 256, panels) * 4);
+    fetch_ = {begin, begin + (last - first) * kTileBytes, lines, column_bytes_};
+  }
+
+  void panel(int64_t row, int64_t n_begin, int64_t n_end, bool fetching) {
+    const auto tile_of = [&](int64_t depth) { return k_tiles_ * depth / depths_; };
     for (int64_t depth = 0; depth < depths_; ++depth) {
-      const int64_t first = k_tiles_ * depth / depths_, last = k_tiles_ * (depth + 1) / depths_;
+      const int64_t first = tile_of(depth), last = tile_of(depth + 1);
       for (int64_t n = n_begin; n < n_end; n += kBlock) {
+        if (fetching && n + kBlock < n_end) {
+          fetch_block(n + kBlock, first, last, 1);
+        } else if (fetching && depth + 1 < depths_) {
+          fetch_block(n_begin, last, tile_of(depth + 2), 1);
+        }
         const int64_t slot = depths_ > 1 ? (n - n_begin) / kBlock : (n / kBlock) % 2;
         int32_t* sums = sums_ + slot * kBlock * kBlock;
         block(row, n, n_end, first, last, sums, depth > 0);
