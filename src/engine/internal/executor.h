@@ -250,9 +250,17 @@ class Executor final : public StepModel {
   ActRows as_input(float* x, int64_t stride, const ActRows& quantised) const;
   void activate(const float* gate_up, int64_t stride, int rows, int width, int hadamard_block,
                 const ActRows& to) const;
-  // Columns [n_begin, n_end) of out (+)= in W^T; column n goes to out[n].
+  // Columns [n_begin, n_end) of out (+)= in W^T; column n goes to out[n]. `after`: what this thread multiplies next.
+  struct After {
+    const model::Linear* weights = nullptr;
+    int n_begin = 0;
+  };
   void linear(const model::Linear& weights, const ActRows& in, int rows, int n_begin, int n_end, float* out,
-              int64_t out_stride, bool accumulate) const;
+              int64_t out_stride, bool accumulate, const After& after) const;
+  void linear(const model::Linear& weights, const ActRows& in, int rows, int n_begin, int n_end, float* out,
+              int64_t out_stride, bool accumulate) const {
+    linear(weights, in, rows, n_begin, n_end, out, out_stride, accumulate, {});
+  }
   // residual += RMSNorm(branch), the sandwich norm
   void add_normed(float* branch, const float* gain, int rows, float* residual) const;
   void rope_and_write(const model::AttentionModule& module, const Piece& piece) const;

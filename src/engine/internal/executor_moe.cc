@@ -193,24 +193,35 @@ void Executor::columns_experts_up(const Mixture& mixture, const MixtureRows& in,
   const int columns = static_cast<int>(kernels::padded_n(2 * config_.moe.ffn_size));
   const Range mine =
       column_share(shared_columns + columns * static_cast<int>(groups.groups().size()), thread, team_.size());
+  const auto expert = [&](size_t group) -> const model::ExpertModule& {
+    return *mixture.experts[static_cast<size_t>(groups.groups()[group].expert)];
+  };
   int passed = 0;
-  // My part of the next `width` columns of the sequence: a product of these rows.
+  // My part of the next `width` columns of the sequence: a product of these rows. `after`: the matrix that
+  // follows.
   const auto up = [&](const model::Linear& gate_up, int width, const int32_t* group_rows, int count,
-                      float* out, int64_t stride) {
+                      const After& after, float* out, int64_t stride) {
     const int begin = std::max(mine.begin - passed, 0), end = std::min(mine.end - passed, width);
     passed += width;
     for (int first = 0; begin < end && first < count; first += panel_rows_) {
       const int some = std::min(panel_rows_, count - first);
       linear(gate_up, gather(in, group_rows + first, some, scratch), some, begin, end, out + first * stride,
-             stride, false);
+             stride, false, after);
     }
   };
+  const After then{&expert(0).down, column_share(config_.hidden_size, thread, team_.size()).begin};
+  const auto after_columns = [&](int end, size_t group) {
+    return end < mine.end ? After{&expert(group).gate_up} : then;
+  };
   if (shared)
-    up(mixture.shared->gate_up, shared_columns, rows.data(), static_cast<int>(rows.size()), shared_gate_up_,
-       shared_gate_up_stride_);
-  for (const auto& group : groups.groups())
-    up(mixture.experts[static_cast<size_t>(group.expert)]->gate_up, columns, groups.rows_at(group.begin),
-       group.count, expert_gate_up_ + group.begin * expert_gate_up_stride_, expert_gate_up_stride_);
+    up(mixture.shared->gate_up, shared_columns, rows.data(), static_cast<int>(rows.size()),
+       after_columns(shared_columns, 0), shared_gate_up_, shared_gate_up_stride_);
+  for (size_t i = 0; i < groups.groups().size(); ++i) {
+    const auto& group = groups.groups()[i];
+    up(expert(i).gate_up, columns, groups.rows_at(group.begin), group.count,
+       after_columns(passed + columns, i + 1), expert_gate_up_ + group.begin * expert_gate_up_stride_,
+       expert_gate_up_stride_);
+  }
   team_.barrier();
 
   const Range pairs = share(groups.pairs(), thread, team_.size());
@@ -228,9 +239,16 @@ void Executor::experts_down(const Mixture& mixture, const MixtureRows& in, std::
   const int64_t width = n.size();
   const ExpertGroups& groups = own.groups;
   const int count = static_cast<int>(rows.size()), k = config_.moe.experts_per_token;
-  for (const auto& group : groups.groups())
-    linear(mixture.experts[static_cast<size_t>(group.expert)]->down, hidden_.at(group.begin), group.count,
-           n.begin, n.end, own.out + group.begin * width - n.begin, width, false);
+  const auto down = [&](size_t group) -> const model::Linear* {
+    if (group < groups.groups().size())
+      return &mixture.experts[static_cast<size_t>(groups.groups()[group].expert)]->down;
+    return mixture.shared != nullptr ? &mixture.shared->down : nullptr;
+  };
+  for (size_t i = 0; i < groups.groups().size(); ++i) {
+    const auto& group = groups.groups()[i];
+    linear(*down(i), hidden_.at(group.begin), group.count, n.begin, n.end,
+           own.out + group.begin * width - n.begin, width, false, {down(i + 1), n.begin});
+  }
   float* shared = own.out + groups.pairs() * width;
   if (mixture.shared != nullptr)
     linear(mixture.shared->down, shared_hidden_, count, n.begin, n.end, shared - n.begin, width, false);

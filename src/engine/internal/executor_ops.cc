@@ -53,7 +53,7 @@ void Executor::activate(const float* gate_up, int64_t stride, int rows, int widt
 }
 
 void Executor::linear(const model::Linear& weights, const ActRows& in, int rows, int n_begin, int n_end,
-                      float* out, int64_t out_stride, bool accumulate) const {
+                      float* out, int64_t out_stride, bool accumulate, const After& after) const {
   if (n_begin >= n_end) return;
   if (int8_) {
     const kernels::GemmS8Args args{.a = in.q8,
@@ -66,7 +66,9 @@ void Executor::linear(const model::Linear& weights, const ActRows& in, int rows,
                                    .bias = weights.bias,
                                    .out = out,
                                    .out_stride = out_stride,
-                                   .accumulate = accumulate};
+                                   .accumulate = accumulate,
+                                   .next = after.weights != nullptr ? &after.weights->s8 : nullptr,
+                                   .next_begin = after.n_begin};
     return kernels::gemm_s8_at(isa_, args);
   }
   const kernels::GemmF32Args args{.a = in.floats,
