@@ -276,6 +276,8 @@ Expected<void> Executor::allocate_mixtures() {
   const int k = moe.experts_per_token;
   const int64_t pairs = int64_t{max_rows_} * k, column_pairs = int64_t{shared_rows_} * k;
   const bool shared = moe.shared_ffn_size > 0;
+  const int alone_rows = std::clamp(static_cast<int>(kAloneFloats / config_.hidden_size), 1, panel_rows_);
+  const int64_t alone_pairs = kAloneFloats / moe.ffn_size;
   // Expert outputs of a range of columns should stay in L2, and a range be wide enough for the matrix unit.
   constexpr int64_t kOutFloats = (int64_t{5} << 20) / 4 / sizeof(float);
   expert_out_floats_ = std::max((pairs + max_rows_) * kernels::kGemmNBlock, kOutFloats);
@@ -299,8 +301,13 @@ Expected<void> Executor::allocate_mixtures() {
     if (config_.sandwich_norm) mixture_sum_ = carver.floats(max_rows_, residual_stride_);
     for (size_t thread = 0; thread < thread_mixture_.size(); ++thread) {
       ThreadMixture& own = thread_mixture_[thread];
-      choices(1, own.one_row);
-      own.one_row.in = scratch_[thread].in;
+      choices(alone_rows, own.rows);
+      own.rows.in = carver.act_rows(int8_, alone_rows, spread_bytes(config_.hidden_size), float_stride_);
+      own.hidden =
+          carver.act_rows(int8_, alone_pairs, spread_bytes(moe.ffn_size), spread_floats(moe.ffn_size));
+      if (shared)
+        own.shared_hidden = carver.act_rows(int8_, alone_rows, spread_bytes(moe.shared_ffn_size),
+                                            spread_floats(moe.shared_ffn_size));
       own.parts = carver.take<const float*>(static_cast<size_t>(k) + 1);
       own.weights = carver.floats(1, k + 1);
       own.out = carver.floats(1, expert_out_floats_ / kernels::kGemmMPad);

@@ -131,7 +131,7 @@ class Executor final : public StepModel {
     kernels::RouterRule rule;
     int index = 0;  // among the model's mixtures
   };
-  // What a mixture's experts read, of the step's rows; a thread's own where the step has one row.
+  // What a mixture's experts read, of the step's rows; a thread's own where it does small work for itself.
   struct MixtureRows {
     ActRows in;                    // normed
     int32_t* chosen = nullptr;     // [rows][experts_per_token]
@@ -139,8 +139,9 @@ class Executor final : public StepModel {
     float* shared_gate = nullptr;  // [rows], where the shared expert has a gate
   };
   struct ThreadMixture {
-    ExpertGroups groups;  // every thread groups for itself, which costs less than a barrier
-    MixtureRows one_row;
+    ExpertGroups groups;            // every thread groups for itself, which costs less than a barrier
+    MixtureRows rows;               // where every thread norms and chooses for itself
+    ActRows hidden, shared_hidden;  // and activates for itself
     float* out = nullptr;           // expert outputs of a range of columns
     const float** parts = nullptr;  // of one row's sum, [experts_per_token + 1], and their weights
     float* weights = nullptr;
@@ -195,6 +196,12 @@ class Executor final : public StepModel {
   void run_panel(const Stage& stage, const Panel& panel, const Scratch& scratch);
   // executor_columns.cc: by columns.
   void run_by_columns(int thread);
+  // Whether every thread does this work on some rows for itself, since that costs less than to share and to
+  // wait.
+  bool alone(int rows, int width) const {
+    return rows == 1 || (rows <= panel_rows_ && int64_t{rows} * width <= kAloneFloats);
+  }
+  static constexpr int64_t kAloneFloats = 4096;
   void columns_attention_in(const model::AttentionModule& module, int thread);
   void columns_attention_out(const model::AttentionModule& module, int thread, std::atomic<int>& next);
   void columns_ffn(const model::FfnModule& module, int thread);
@@ -232,14 +239,17 @@ class Executor final : public StepModel {
   void choose(const Mixture& mixture, const float* logits, const ActRows& normed, int rows,
               const MixtureRows& to, int to_row) const;
   MixtureRows columns_route(const Mixture& mixture, int thread);
+  bool activates_alone(int rows) const;
   void run_mixture(const Stage& stage, const MixtureRows& in, int thread, std::atomic<int>* next);
   ActRows gather(const MixtureRows& in, const int32_t* rows, int count, const Scratch& scratch) const;
   void rows_experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
                        int thread, std::atomic<int>& next);
   void columns_experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
                           int thread);
+  void columns_activate(const Mixture& mixture, std::span<const int32_t> rows, int thread);
   void experts_down(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
-                    const ThreadMixture& own, Range columns);
+                    const ThreadMixture& own, const ActRows& hidden, const ActRows& shared_hidden,
+                    Range columns);
   void note_choice(const Mixture& mixture, const MixtureRows& in);
 
   // executor_ops.cc: one operation over some rows.

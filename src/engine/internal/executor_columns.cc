@@ -1,7 +1,7 @@
 // A step by columns, and the head: every product's output channels are shared among the threads.
 //
-// A barrier stands wherever a thread reads what another wrote. Small work on one row (norm, quantisation) is
-// done by every thread for itself instead, which costs less than the barrier.
+// A barrier stands wherever a thread reads what another wrote. Small work on few rows (norm, quantisation) is
+// done by every thread for itself instead, which costs less than the barrier (alone()).
 #include "engine/internal/executor.h"
 #include "engine/internal/shares.h"
 #include "kernels/gemm_s8.h"
@@ -50,9 +50,9 @@ void Executor::run_by_columns(int thread) {
 // The normed residual rows as every thread may read them.
 Executor::ActRows Executor::columns_norm(const float* gain, int thread) {
   const int rows = static_cast<int>(batch_.tokens.size());
-  if (rows == 1) {
+  if (alone(rows, config_.hidden_size)) {
     const ActRows& own = scratch_[static_cast<size_t>(thread)].in;
-    norm(residual(0), gain, 1, own);
+    norm(residual(0), gain, rows, own);
     return own;
   }
   const Range mine = share(rows, thread, team_.size());
@@ -114,8 +114,8 @@ void Executor::columns_attention_out(const model::AttentionModule& module, int t
       attend(module, piece, own, attended(piece.row_begin), head, head + 1);
     }
     team_.barrier();
-    if (rows == 1) {
-      input = quantise_rows(0, 1, own.in);
+    if (alone(rows, module.o.k)) {
+      input = quantise_rows(0, rows, own.in);
     } else {
       const Range mine = share(rows, thread, team_.size());
       quantise_rows(mine.begin, mine.size(), shared_.in.at(mine.begin));
@@ -135,9 +135,9 @@ void Executor::columns_ffn(const model::FfnModule& module, int thread) {
     activate(shared_.gate_up + row * gate_up_stride_, gate_up_stride_, count, config_.ffn_size,
              module.hadamard_block, to);
   };
-  if (rows == 1) {
+  if (alone(rows, config_.ffn_size)) {
     input = scratch_[static_cast<size_t>(thread)].in;
-    activate_rows(0, 1, input);
+    activate_rows(0, rows, input);
   } else {
     const Range mine = share(rows, thread, team_.size());
     input = shared_.in;
@@ -151,13 +151,15 @@ void Executor::run_head(int thread) {
   const model::HeadModule& head = *walk_->head;
   const int rows = static_cast<int>(batch_.logit_rows.size());
   ActRows input = shared_.in;
-  if (rows == 1) {
-    input = scratch_[static_cast<size_t>(thread)].in;
-    norm(residual(batch_.logit_rows[0]), head.norm_gain, 1, input);
-  } else {
-    const Range mine = share(rows, thread, team_.size());
-    for (int i = mine.begin; i < mine.end; ++i)
+  const auto norm_rows = [&](Range range) {
+    for (int i = range.begin; i < range.end; ++i)
       norm(residual(batch_.logit_rows[static_cast<size_t>(i)]), head.norm_gain, 1, input.at(i));
+  };
+  if (alone(rows, config_.hidden_size)) {
+    input = scratch_[static_cast<size_t>(thread)].in;
+    norm_rows({0, rows});
+  } else {
+    norm_rows(share(rows, thread, team_.size()));
     team_.barrier();
   }
   const Range columns = column_share(head.head.n, thread, team_.size());

@@ -136,18 +136,17 @@ void Executor::columns_mla_in(const model::MlaModule& module, int thread) {
   const Range columns = column_share(module.in.n, thread, team_.size());
   linear(module.in, input, rows, columns.begin, columns.end, qkv(0), qkv_stride_, false);
   team_.barrier();
-  if (!whole_segments_)
+  if (!whole_segments_)  // read after the queries' barrier
     for (size_t i = static_cast<size_t>(thread); i < pieces_.size(); i += static_cast<size_t>(team_.size()))
       mla_write(module, pieces_[i]);
-  if (rows > 1) {
-    const Range mine = share(rows, thread, team_.size());
-    mla_latent(module, mine.begin, mine.size(), shared_.latent.at(mine.begin));
-  }
+  if (alone(rows, config_.mla.q_lora_rank)) return;
+  const Range mine = share(rows, thread, team_.size());
+  mla_latent(module, mine.begin, mine.size(), shared_.latent.at(mine.begin));
   team_.barrier();
 }
 
-// By columns: heads are shared out where their weights are read, for all rows; attention by sequence, and by
-// heads too where there are fewer sequences than threads.
+// By columns: heads are shared out where their weights are read, for all rows. Attention is by sequence where
+// there are many; where there are few, a thread attends with its own heads, which waits for nobody.
 void Executor::columns_mla_out(const model::MlaModule& module, int thread, std::atomic<int>& next) {
   const int rows = static_cast<int>(batch_.tokens.size()), pieces = static_cast<int>(pieces_.size());
   const Scratch& own = scratch_[static_cast<size_t>(thread)];
@@ -159,24 +158,29 @@ void Executor::columns_mla_out(const model::MlaModule& module, int thread, std::
     for (int row = 0; row < rows && mine.size() > 0; row += panel_rows_)
       f(row, std::min(panel_rows_, rows - row));
   };
-  if (rows == 1) mla_latent(module, 0, 1, own.latent);
+  const bool own_latent = alone(rows, config_.mla.q_lora_rank);
+  if (own_latent) mla_latent(module, 0, rows, own.latent);
   each_chunk([&](int row, int count) {
-    mla_queries(module, rows == 1 ? own.latent : shared_.latent.at(row), {row, count, pieces_}, mine,
+    mla_queries(module, own_latent ? own.latent : shared_.latent.at(row), {row, count, pieces_}, mine,
                 shared_.q + row * q_stride + mine.begin * config_.head_dim, q_stride,
                 shared_.query + row * query_stride + mine.begin * shape_.key_dim, query_stride, own);
   });
   team_.barrier();
 
-  const int parts = whole_segments_ ? 1 : std::clamp(team_.size() / pieces, 1, config_.q_heads);
-  for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces * parts;) {
-    const Piece& piece = pieces_[static_cast<size_t>(i / parts)];
-    if (whole_segments_)
+  const auto attend = [&](const Piece& piece, Range heads) {
+    mla_attend(module, piece, config_.q_heads, heads, shared_.query + piece.row_begin * query_stride,
+               query_stride, shared_.mixed + piece.row_begin * mixed_stride, mixed_stride, own);
+  };
+  if (whole_segments_) {
+    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+      const Piece& piece = pieces_[static_cast<size_t>(i)];
       mla_write(module, piece);  // a sequence's keys are written and read by the same thread
-    mla_attend(module, piece, config_.q_heads, share(config_.q_heads, i % parts, parts),
-               shared_.query + piece.row_begin * query_stride, query_stride,
-               shared_.mixed + piece.row_begin * mixed_stride, mixed_stride, own);
+      attend(piece, {0, config_.q_heads});
+    }
+    team_.barrier();
+  } else if (mine.size() > 0) {
+    for (const Piece& piece : pieces_) attend(piece, mine);
   }
-  team_.barrier();
   each_chunk([&](int row, int count) {
     mla_values(module, count, mine, shared_.mixed + row * mixed_stride + mine.begin * shape_.value_dim,
                mixed_stride, shared_.attended + row * attended_stride_, own);
@@ -184,8 +188,8 @@ void Executor::columns_mla_out(const model::MlaModule& module, int thread, std::
   team_.barrier();
 
   ActRows input = as_input(shared_.attended, attended_stride_, shared_.in);
-  if (rows == 1) {
-    input = quantised(shared_.attended, attended_stride_, module.o.k, 1, own.in);
+  if (alone(rows, module.o.k)) {
+    input = quantised(shared_.attended, attended_stride_, module.o.k, rows, own.in);
   } else {
     const Range some = share(rows, thread, team_.size());
     quantised(shared_.attended + some.begin * attended_stride_, attended_stride_, module.o.k, some.size(),

@@ -79,19 +79,31 @@ Executor::MixtureRows Executor::columns_route(const Mixture& mixture, int thread
   const Range mine = share(rows, thread, team_.size());
   const Range experts = share(config_.moe.experts, thread, team_.size());
   const Scratch& own = scratch_[static_cast<size_t>(thread)];
-  const bool one = rows == 1;  // then every thread norms and chooses for itself
-  const MixtureRows to = one ? thread_mixture_[static_cast<size_t>(thread)].one_row : mixture_rows_;
-  float* normed = one ? own.normed : shared_.normed;
+  const bool own_rows = alone(rows, config_.hidden_size);
+  const MixtureRows to = own_rows ? thread_mixture_[static_cast<size_t>(thread)].rows : mixture_rows_;
+  float* normed = own_rows ? own.normed : shared_.normed;
   const auto normed_at = [&](int row) { return int8_ ? normed + row * residual_stride_ : nullptr; };
-  const Range norms = one ? Range{0, 1} : mine;
+  const Range norms = own_rows ? Range{0, rows} : mine;
   normed_rows(mixture, residual(norms.begin), norms.size(), normed_at(norms.begin), to.in.at(norms.begin));
-  if (!one) team_.barrier();
-  router_logits(mixture, router_input(normed, to.in), rows, experts, shared_.router);
-  team_.barrier();
-  choose(mixture, shared_.router + norms.begin * router_stride_,
+  if (!own_rows) team_.barrier();
+  // A small router too is cheaper to read twice than to wait for.
+  const bool own_router =
+      own_rows && int64_t{rows} * config_.moe.experts * config_.hidden_size <= 8 * kAloneFloats;
+  float* logits = own_router ? own.router : shared_.router;
+  router_logits(mixture, router_input(normed, to.in), rows,
+                own_router ? Range{0, config_.moe.experts} : experts, logits);
+  if (!own_router) team_.barrier();
+  choose(mixture, logits + norms.begin * router_stride_,
          router_input(normed_at(norms.begin), to.in.at(norms.begin)), norms.size(), to, norms.begin);
-  if (!one) team_.barrier();
+  if (!own_rows) team_.barrier();
   return to;
+}
+
+// By columns: whether a step's activations are so small that every thread makes them for itself.
+bool Executor::activates_alone(int rows) const {
+  const auto& moe = config_.moe;
+  return int64_t{rows} * moe.experts_per_token * moe.ffn_size + int64_t{rows} * moe.shared_ffn_size <=
+         kAloneFloats;
 }
 
 void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread, std::atomic<int>* next) {
@@ -105,8 +117,13 @@ void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread
     rows_experts_up(mixture, in, rows, thread, next[0]);
   } else {
     columns_experts_up(mixture, in, rows, thread);
+    team_.barrier();
+    columns_activate(mixture, rows, thread);
   }
-  team_.barrier();
+  const bool own_hidden = next == nullptr && activates_alone(static_cast<int>(rows.size()));
+  const ActRows& hidden = own_hidden ? own.hidden : hidden_;
+  const ActRows& shared_hidden = own_hidden ? own.shared_hidden : shared_hidden_;
+  if (!own_hidden) team_.barrier();
 
   const int columns = static_cast<int>(kernels::padded_n(config_.hidden_size));
   const int64_t outs =
@@ -118,11 +135,11 @@ void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread
                      kernels::kGemmNBlock;
     const int width = std::min(fits, std::max(even, 4 * kernels::kGemmNBlock));
     for (int begin; (begin = next[1].fetch_add(1, std::memory_order_relaxed) * width) < columns;)
-      experts_down(mixture, in, rows, own, {begin, std::min(begin + width, columns)});
+      experts_down(mixture, in, rows, own, hidden, shared_hidden, {begin, std::min(begin + width, columns)});
   } else {
     const Range mine = column_share(config_.hidden_size, thread, team_.size());
     for (int begin = mine.begin; begin < mine.end; begin += fits)
-      experts_down(mixture, in, rows, own, {begin, std::min(begin + fits, mine.end)});
+      experts_down(mixture, in, rows, own, hidden, shared_hidden, {begin, std::min(begin + fits, mine.end)});
   }
   team_.barrier();
   if (mixture.router->post_norm_gain == nullptr) return;
@@ -222,20 +239,28 @@ void Executor::columns_experts_up(const Mixture& mixture, const MixtureRows& in,
        after_columns(passed + columns, i + 1), expert_gate_up_ + group.begin * expert_gate_up_stride_,
        expert_gate_up_stride_);
   }
-  team_.barrier();
+}
 
-  const Range pairs = share(groups.pairs(), thread, team_.size());
+void Executor::columns_activate(const Mixture& mixture, std::span<const int32_t> rows, int thread) {
+  const ThreadMixture& own = thread_mixture_[static_cast<size_t>(thread)];
+  const int count = static_cast<int>(rows.size());
+  const bool alone = activates_alone(count);
+  const auto part = [&](int of) { return alone ? Range{0, of} : share(of, thread, team_.size()); };
+  const Range pairs = part(own.groups.pairs());
   activate(expert_gate_up_ + pairs.begin * expert_gate_up_stride_, expert_gate_up_stride_, pairs.size(),
-           config_.moe.ffn_size, mixture.experts[0]->hadamard_block, hidden_.at(pairs.begin));
-  if (!shared) return;
-  const Range some = share(static_cast<int>(rows.size()), thread, team_.size());
+           config_.moe.ffn_size, mixture.experts[0]->hadamard_block,
+           (alone ? own.hidden : hidden_).at(pairs.begin));
+  if (mixture.shared == nullptr) return;
+  const Range some = part(count);
   activate(shared_gate_up_ + some.begin * shared_gate_up_stride_, shared_gate_up_stride_, some.size(),
-           config_.moe.shared_ffn_size, mixture.shared->hadamard_block, shared_hidden_.at(some.begin));
+           config_.moe.shared_ffn_size, mixture.shared->hadamard_block,
+           (alone ? own.shared_hidden : shared_hidden_).at(some.begin));
 }
 
 // Columns [n.begin, n.end) of the mixture's output, for all rows.
 void Executor::experts_down(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
-                            const ThreadMixture& own, Range n) {
+                            const ThreadMixture& own, const ActRows& hidden, const ActRows& shared_hidden,
+                            Range n) {
   const int64_t width = n.size();
   const ExpertGroups& groups = own.groups;
   const int count = static_cast<int>(rows.size()), k = config_.moe.experts_per_token;
@@ -246,12 +271,12 @@ void Executor::experts_down(const Mixture& mixture, const MixtureRows& in, std::
   };
   for (size_t i = 0; i < groups.groups().size(); ++i) {
     const auto& group = groups.groups()[i];
-    linear(*down(i), hidden_.at(group.begin), group.count, n.begin, n.end,
+    linear(*down(i), hidden.at(group.begin), group.count, n.begin, n.end,
            own.out + group.begin * width - n.begin, width, false, {down(i + 1), n.begin});
   }
   float* shared = own.out + groups.pairs() * width;
   if (mixture.shared != nullptr)
-    linear(mixture.shared->down, shared_hidden_, count, n.begin, n.end, shared - n.begin, width, false);
+    linear(mixture.shared->down, shared_hidden, count, n.begin, n.end, shared - n.begin, width, false);
 
   const int wanted = std::min(n.end, config_.hidden_size) - n.begin;
   const bool sandwich = mixture.router->post_norm_gain != nullptr;

@@ -59,10 +59,10 @@ void Executor::join(int row_begin, int rows, float* joined, const ActRows& to) c
 void Executor::columns_join(int thread) {
   const int rows = static_cast<int>(batch_.tokens.size());
   ActRows input = shared_.joined_in;
-  if (rows == 1) {  // every thread for itself
+  if (alone(rows, 4 * config_.hidden_size)) {
     const Scratch& own = scratch_[static_cast<size_t>(thread)];
     input = own.joined_in;
-    join(0, 1, own.joined, input);
+    join(0, rows, own.joined, input);
   } else {
     const Range mine = share(rows, thread, team_.size());
     join(mine.begin, mine.size(), shared_.joined + mine.begin * joined_float_stride_, input.at(mine.begin));
