@@ -1,6 +1,8 @@
 #include "engine/internal/drafting.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <limits>
 
 #include "base/clock.h"
@@ -9,11 +11,19 @@
 namespace millrace::engine {
 namespace {
 
-// Guessing must promise this much more than not guessing: curves are measured in a second, and are no better.
-constexpr double kMargin = 1.05;
-constexpr double kForget = 0.98;  // a step; some fifty count
-constexpr double kOwnWeight = 6;  // observations of a sequence's own that outweigh all others'
-constexpr double kGuess = 0.7, kGuessWeight = 20;  // before anything was observed
+// Guessing must promise this much more than not guessing. Prices are measured on short sequences and warm
+// caches, and are too low by a tenth (measured on a model whose weights do not fit the caches).
+constexpr double kMargin = 1.15;
+constexpr double kForget = 0.98;        // a step; some fifty count
+constexpr double kClassForget = 0.999;  // a guess
+constexpr double kClassWeight = 4;      // guesses that outweigh what is hoped of a class
+constexpr double kHopedGreedy = 0.75;
+constexpr double kOthersWeight = 0.25;  // what others' steps count beside a sequence's own
+// Tokens of a step with guesses before any was seen: a good layer's. Bad news comes within a dozen steps.
+constexpr double kHopedTokens = 1.9, kHopedSteps = 8;
+constexpr double kFurther = 0.8;  // the chance of a guess that is not made yet, where it is worth making
+constexpr double kTokenSaving =
+    1.25;  // guesses make tokens cheaper by about this: a row must be worth that price
 
 }  // namespace
 
@@ -33,60 +43,79 @@ double CostCurve::at(double size) const {
   return a.seconds + (b.seconds - a.seconds) * (size - a.size) / (b.size - a.size);
 }
 
-void Acceptance::note(int proposed, int accepted) {
-  for (int j = 0; j < std::min(proposed, accepted + 1); ++j) {
-    Place& place = places_[static_cast<size_t>(j)];
-    place.tried = place.tried * kForget + 1;
-    place.right = place.right * kForget + (j < accepted ? 1 : 0);
-  }
+void DraftGain::note(double made, double plain) {
+  tokens = tokens * kForget + made;
+  plain_tokens = plain_tokens * kForget + plain;
 }
 
-double Acceptance::chance(int place, double prior, double weight) const {
-  const Place& seen = places_[static_cast<size_t>(place)];
-  return (seen.right + prior * weight) / (seen.tried + weight);
+size_t DraftPolicy::gain_class(int sequences) {
+  return static_cast<size_t>(std::bit_width(static_cast<unsigned>(std::clamp(sequences, 1, (1 << 15) - 1))));
 }
 
-void Acceptance::fade(double share) {
-  for (Place& place : places_) {
-    place.tried *= share;
-    place.right *= share;
-  }
-}
+double DraftPolicy::plain_seconds(int sequences) const { return costs_.step.at(sequences) + overhead_; }
 
-int DraftPolicy::depth(const Acceptance& own, int sequences) const {
-  int best = 0;
-  double best_rate = 0, tokens = 1, reached = 1;
+double DraftPolicy::row_cost(int place, int sequences) const {
   const double n = sequences;
-  for (int k = 0; k <= max_drafts_; ++k) {
-    if (k > 0) {
-      reached *= own.chance(k - 1, all_.chance(k - 1, kGuess, kGuessWeight), kOwnWeight);
-      tokens += reached;
-    }
-    if (costs_.step.empty()) {  // nothing is known of costs: as far as allowed
-      best = k;
-      continue;
-    }
-    double seconds = costs_.step.at(n * (1 + k));
-    if (k > 0) seconds += costs_.first.at(n) + (k - 1) * costs_.again.at(n);
-    const double rate = tokens / seconds;
-    if (k == 0) {
-      best_rate = rate * kMargin;
-    } else if (rate > best_rate) {
-      best = k;
-      best_rate = rate;
-    }
-  }
-  return best;
+  return (costs_.step.at(n * (place + 2)) - costs_.step.at(n * (place + 1))) / plain_seconds(sequences);
 }
 
-void DraftPolicy::note(Acceptance& own, int proposed, int accepted) {
-  own.note(proposed, accepted);
-  all_.note(proposed, accepted);
-  if (counts_.size() < static_cast<size_t>(proposed)) counts_.resize(static_cast<size_t>(proposed));
-  for (int j = 0; j < proposed; ++j) {
+bool DraftPolicy::begins(const DraftGain& own, int sequences) const {
+  if (max_drafts_ == 0) return false;
+  if (costs_.step.empty()) return true;
+  const double plain = plain_seconds(sequences);
+  const double hoped = (costs_.step.at(2.0 * sequences) + overhead_ + costs_.first.at(sequences)) / plain;
+  const DraftGain& others = gains_[gain_class(sequences)];
+  const double tokens = own.tokens + kOthersWeight * others.tokens + kHopedSteps * kHopedTokens;
+  const double plain_tokens = own.plain_tokens + kOthersWeight * others.plain_tokens + kHopedSteps * hoped;
+  return tokens > kMargin * plain_tokens;
+}
+
+size_t DraftPolicy::class_of(const DraftGuess& guess) {
+  const float probability =
+      guess.probability >= 0 && guess.probability <= 1 ? guess.probability : 0;  // not a number: 0
+  const size_t by_probability = std::min(static_cast<size_t>(probability * kClasses), size_t{kClasses - 1});
+  return by_probability + (guess.greedy ? kClasses : 0);
+}
+
+double DraftPolicy::chance(const DraftGuess& guess) const {
+  const size_t number = class_of(guess);
+  const Class& seen = classes_[number];
+  const double hoped =
+      guess.greedy ? kHopedGreedy : (static_cast<double>(number % kClasses) + 0.5) / kClasses;
+  return (seen.right + hoped * kClassWeight) / (seen.tried + kClassWeight);
+}
+
+bool DraftPolicy::runs(int place, double reach, int sequences) const {
+  return costs_.step.empty() || reach > kTokenSaving * row_cost(place, sequences);
+}
+
+bool DraftPolicy::goes_on(int place, double reach, int sequences) const {
+  if (place >= max_drafts_) return false;
+  if (costs_.step.empty()) return true;
+  return reach * kFurther >
+         kTokenSaving * (row_cost(place, sequences) + costs_.again.at(sequences) / plain_seconds(sequences));
+}
+
+void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int right, bool ended, int passes,
+                       int sequences) {
+  // A reply that ended says nothing of the guesses after its end.
+  const int known = std::min(static_cast<int>(guesses.size()), ended ? right : right + 1);
+  if (std::ssize(counts_) < std::ssize(guesses)) counts_.resize(guesses.size());
+  for (int j = 0; j < std::ssize(guesses); ++j) {
     ++counts_[static_cast<size_t>(j)].proposed;
-    if (j < accepted) ++counts_[static_cast<size_t>(j)].accepted;
+    if (j < right) ++counts_[static_cast<size_t>(j)].accepted;
+    if (j >= known) continue;
+    Class& seen = classes_[class_of(guesses[static_cast<size_t>(j)])];
+    seen.tried = seen.tried * kClassForget + 1;
+    seen.right = seen.right * kClassForget + (j < right ? 1 : 0);
   }
+  if (costs_.step.empty() || ended) return;
+  const double n = sequences;
+  const double seconds = costs_.step.at(n * static_cast<double>(1 + guesses.size())) + overhead_ +
+                         (passes > 0 ? costs_.first.at(n) + (passes - 1) * costs_.again.at(n) : 0);
+  const double plain = seconds / plain_seconds(sequences);
+  own.note(1 + right, plain);
+  gain_at(sequences).note(1 + right, plain);
 }
 
 namespace {

@@ -1,11 +1,14 @@
 // How many tokens to guess ahead, so that steps with guesses make more tokens a second than steps without.
 //
-// A sequence with k guesses gives a step 1 + k rows and makes 1 + a1 + a1 a2 + ... tokens, a_j the chance
-// that guess j is right once those before it were. What the rows cost was measured when the engine started
-// (DraftCosts); the chances are counted, for the sequence itself and over all. The rates of k = 0, 1, ... are
-// compared, and the best is taken; no guessing where it gains less than kMargin.
-//
-// Guesses change when tokens come, never which: a wrong measurement costs speed only.
+// Each guess comes with the probability that the MTP layer gives it; how often guesses of such a probability were
+// right is counted, greedy and sampled replies apart (a greedy reply takes the likeliest token, however likely it
+// is), and their product down the chain is the chance that a guess is reached and right. What rows and guesses cost
+// was measured when the engine started (DraftCosts). Then
+//   a guess is run if its chance is worth its row:        chance * (time of a token) > time of one row more;
+//   a further guess is made if what it can add is worth making it and running it;
+//   a sequence guesses at all while its steps, so priced, have made more tokens a second than plain ones: its
+//   own recent ones, and those of others in steps of about as many sequences.
+// Guesses change when tokens come, never which: a wrong price costs speed only.
 // Not thread-safe: the step thread owns it.
 #pragma once
 #include <array>
@@ -46,19 +49,17 @@ struct MeasureLimits {
 class KvPool;
 DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimits& limits);
 
-// How often guesses were right, by place, forgetting slowly.
-class Acceptance {
- public:
-  void note(int proposed, int accepted);  // of one step's guesses, the first `accepted` were right
-  // The chance at place j, where `prior` counts as `weight` observations.
-  double chance(int place, double prior, double weight) const;
-  void fade(double share);  // keeps this share of the memory
+// Tokens made by steps with guesses, and how many plain steps would have made in their (priced) time;
+// forgets.
+struct DraftGain {
+  double tokens = 0, plain_tokens = 0;
+  void note(double made, double plain);
+};
 
- private:
-  struct Place {
-    double tried = 0, right = 0;
-  };
-  std::array<Place, kMaxDrafts> places_{};
+struct DraftGuess {
+  TokenId token = 0;
+  float probability = 0;  // what the MTP layer gives it
+  bool greedy = false;    // the reply takes the likeliest token
 };
 
 class DraftPolicy {
@@ -66,15 +67,38 @@ class DraftPolicy {
   explicit DraftPolicy(int max_drafts) : max_drafts_(max_drafts) {}
   void set_costs(DraftCosts costs) { costs_ = std::move(costs); }  // none: guesses as far as allowed
   int max_drafts() const { return max_drafts_; }
-  // Guesses to make for a sequence in a step of `sequences` that make tokens.
-  int depth(const Acceptance& own, int sequences) const;
-  void note(Acceptance& own, int proposed, int accepted);
+
+  // `sequences` below: how many make tokens in a step. `place`: of a guess after the last token, from 0.
+  bool begins(const DraftGain& own, int sequences) const;
+  double chance(const DraftGuess& guess) const;
+  // `reach`: the chance that this guess is right and all before it.
+  bool runs(int place, double reach, int sequences) const;
+  // `reach`: of the guesses made so far, `place` of them.
+  bool goes_on(int place, double reach, int sequences) const;
+
+  // A step ran these guesses and the first `right` were; `passes` of the MTP layer made them.
+  void note(DraftGain& own, std::span<const DraftGuess> guesses, int right, bool ended, int passes,
+            int sequences);
+  // Seconds of a step outside the model, which guesses save too.
+  void note_overhead(double seconds) { overhead_ += 0.02 * (seconds - overhead_); }
   const std::vector<DraftCount>& counts() const { return counts_; }
 
  private:
+  static constexpr int kClasses = 10;  // of probabilities
+  struct Class {
+    double tried = 0, right = 0;
+  };
+  double row_cost(int place, int sequences) const;  // of running a guess, in plain steps
+  double plain_seconds(int sequences) const;        // of a step without guesses
+  DraftGain& gain_at(int sequences) { return gains_[gain_class(sequences)]; }
+  static size_t gain_class(int sequences);
+
   const int max_drafts_;
   DraftCosts costs_;
-  Acceptance all_;
+  double overhead_ = 0;
+  static size_t class_of(const DraftGuess& guess);
+  std::array<Class, 2 * kClasses> classes_{};  // sampled, then greedy
+  std::array<DraftGain, 16> gains_{};  // by the logarithm of the sequences
   std::vector<DraftCount> counts_;
 };
 

@@ -21,16 +21,6 @@ TEST(CostCurve, IsLinearBetweenWhatWasMeasured) {
   EXPECT_EQ(curve.at(32), 38);
 }
 
-TEST(Acceptance, CountsAPlaceOnlyWhereTheOnesBeforeWereRight) {
-  Acceptance seen;
-  seen.note(3, 1);  // right, wrong, never known
-  EXPECT_EQ(seen.chance(0, 0.5, 0), 1);
-  EXPECT_EQ(seen.chance(1, 0.5, 0), 0);
-  EXPECT_EQ(seen.chance(2, 0.5, 1), 0.5);
-  for (int i = 0; i < 1000; ++i) seen.note(1, i % 4 == 0 ? 0 : 1);
-  EXPECT_NEAR(seen.chance(0, 0.5, 1), 0.75, 0.03);
-}
-
 DraftCosts costs_of(double row, double guess) {  // a step of fixed cost 1
   DraftCosts costs;
   for (const int n : {1, 2, 512}) {
@@ -41,38 +31,76 @@ DraftCosts costs_of(double row, double guess) {  // a step of fixed cost 1
   return costs;
 }
 
+// How deep a policy goes with guesses of one probability.
+int depth(const DraftPolicy& policy, const DraftGuess& guess, int sequences) {
+  double reach = 1;
+  int place = 0;
+  while (place == 0 || policy.goes_on(place, reach, sequences)) {
+    reach *= policy.chance(guess);
+    if (!policy.runs(place, reach, sequences)) return place;
+    if (++place == policy.max_drafts()) return place;
+  }
+  return place;
+}
+int depth(const DraftPolicy& policy, float probability, int sequences) {
+  return depth(policy, {.token = 1, .probability = probability}, sequences);
+}
+
 TEST(DraftPolicy, GuessesAsDeepAsItPays) {
-  const Acceptance unknown;
   DraftPolicy policy(4);
-  EXPECT_EQ(policy.depth(unknown, 1), 4) << "nothing known of costs";
-  policy.set_costs(costs_of(0.001, 0.01));
-  EXPECT_EQ(policy.depth(unknown, 1), 4);
-  policy.set_costs(costs_of(0.01, 0.25));
-  const int some = policy.depth(unknown, 1);
-  EXPECT_GT(some, 0);
-  EXPECT_LT(some, 4);
-  policy.set_costs(costs_of(0.01, 1));
-  EXPECT_EQ(policy.depth(unknown, 1), 0);
-  policy.set_costs(costs_of(0.05, 0.01));
-  EXPECT_GT(policy.depth(unknown, 1), 0);
-  EXPECT_EQ(policy.depth(unknown, 200), 0) << "rows cost in a large batch";
+  EXPECT_EQ(depth(policy, 0.1f, 1), 4) << "nothing known of costs";
+  policy.set_costs(costs_of(0.01, 0.1));
+  EXPECT_EQ(depth(policy, 0.95f, 1), 4);
+  EXPECT_LT(depth(policy, 0.3f, 1), 4);
+  EXPECT_GT(depth(policy, 0.3f, 1), 0);
+  policy.set_costs(costs_of(0.3, 0.1));
+  EXPECT_EQ(depth(policy, 0.55f, 1), 1);
+  EXPECT_EQ(depth(policy, 0.15f, 1), 0);
+  EXPECT_EQ(depth(policy, std::nanf(""), 1), 0);
+  EXPECT_EQ(depth(policy, 0.55f, 100), 0) << "rows cost in a large batch";
+}
+
+TEST(DraftPolicy, LearnsWhatAProbabilityIsWorthSampledAndGreedy) {
+  DraftPolicy policy(1);
+  const DraftGuess sampled{.token = 1, .probability = 0.85f};
+  const DraftGuess greedy{.token = 1, .probability = 0.85f, .greedy = true};
+  EXPECT_NEAR(policy.chance(sampled), 0.85, 1e-6);
+  DraftGain own;
+  for (int i = 0; i < 500; ++i) policy.note(own, {&sampled, 1}, i % 2, false, 1, 1);
+  for (int i = 0; i < 500; ++i) policy.note(own, {&greedy, 1}, 1, false, 1, 1);
+  EXPECT_NEAR(policy.chance(sampled), 0.5, 0.02);
+  EXPECT_GT(policy.chance(greedy), 0.98);
+  EXPECT_NEAR(policy.chance({.token = 1, .probability = 0.25f}), 0.25, 1e-6) << "nothing seen of such";
+  ASSERT_EQ(policy.counts().size(), 1u);
+  EXPECT_EQ(policy.counts()[0].proposed, 1000u);
+  EXPECT_EQ(policy.counts()[0].accepted, 750u);
 }
 
 TEST(DraftPolicy, GivesUpOnASequenceThatIsHardToGuessAndOnNoOther) {
   DraftPolicy policy(2);
   policy.set_costs(costs_of(0.01, 0.2));
-  Acceptance hard, easy;
+  const DraftGuess guesses[] = {{.token = 1, .probability = 0.9f}, {.token = 2, .probability = 0.9f}};
+  DraftGain hard, easy, unknown;
+  EXPECT_TRUE(policy.begins(unknown, 2));
   for (int i = 0; i < 60; ++i) {
-    policy.note(hard, 2, 0);
-    policy.note(easy, 2, 2);
+    policy.note(hard, guesses, 0, false, 2, 2);
+    policy.note(easy, guesses, 2, false, 2, 2);
   }
-  EXPECT_EQ(policy.depth(hard, 2), 0);
-  EXPECT_EQ(policy.depth(easy, 2), 2);
-  for (int i = 0; i < 12; ++i) hard.fade(0.5);  // forgotten: judged by all
-  EXPECT_GT(policy.depth(hard, 2), 0);
-  ASSERT_EQ(policy.counts().size(), 2u);
-  EXPECT_EQ(policy.counts()[0].proposed, 120u);
-  EXPECT_EQ(policy.counts()[1].accepted, 60u);
+  EXPECT_FALSE(policy.begins(hard, 2));
+  EXPECT_TRUE(policy.begins(easy, 2));
+  EXPECT_TRUE(policy.begins(unknown, 2));
+  for (int i = 0; i < 60; ++i) policy.note(hard, guesses, 0, false, 2, 2);
+  for (int i = 0; i < 300; ++i) policy.note(hard, guesses, 0, false, 2, 2);
+  EXPECT_FALSE(policy.begins(unknown, 2)) << "most are hard";
+}
+
+TEST(DraftPolicy, DoesNotBeginWhereNothingCanBeGained) {
+  DraftPolicy policy(3);
+  policy.set_costs(costs_of(1, 0.1));
+  EXPECT_FALSE(policy.begins({}, 64));  // a row costs as much as a step
+  policy.set_costs(costs_of(0.05, 0.05));
+  EXPECT_TRUE(policy.begins({}, 1));
+  EXPECT_FALSE(policy.begins({}, 64));
 }
 
 }  // namespace

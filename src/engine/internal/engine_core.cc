@@ -24,7 +24,7 @@ Status context_exceeded(int64_t limit, int64_t prompt, int64_t reply) {
           .param = "messages"};
 }
 
-constexpr int kRetryTokens = 64;  // after which a sequence that does not guess is thought half as hopeless
+constexpr int kRetrySteps = 256;  // after which a sequence that does not guess is tried again
 
 }  // namespace
 
@@ -135,12 +135,18 @@ void EngineCore::step(std::vector<GenerateEvent>& events) {
   for (const auto& scheduled : plan)
     if (scheduled.sequence->first_step_ns == 0) scheduled.sequence->first_step_ns = start_ns;
   gather(plan);
+  const int64_t run_ns = drafting_.max_drafts() > 0 ? options_.now_ns() : 0;
   model_.run({.tokens = tokens_, .segments = segments_, .logit_rows = logit_rows_, .state_rows = state_rows_},
              pool_.base());
+  const int64_t ran_ns = drafting_.max_drafts() > 0 ? options_.now_ns() : 0;
   if (!draws_.empty())
     model_.parallel(static_cast<int>(draws_.size()),
                     [this](int index, int thread) { draw(draws_[static_cast<size_t>(index)], thread); });
   const int64_t rows = settle(plan);
+  if (drafting_.max_drafts() > 0) {
+    const int64_t outside_ns = options_.now_ns() - start_ns - (ran_ns - run_ns);
+    drafting_.note_overhead(static_cast<double>(outside_ns) * 1e-9);
+  }
   if (!state_rows_.empty()) draft(plan);  // before pages are shared: it writes into them
   for (const auto& scheduled : plan) scheduler_.publish(*scheduled.sequence);
   ++steps_;
@@ -148,18 +154,21 @@ void EngineCore::step(std::vector<GenerateEvent>& events) {
   for (auto& drawn : draws_) accept(drawn, events);
 }
 
-// A sequence guesses after this step, or not: what is kept of the step depends on it.
-void EngineCore::choose_depths(std::span<const ScheduledRows> plan) {
-  int making = 0;  // sequences that make a token
+// Whether sequences guess after this step: what is kept of the step depends on it. True if any does.
+bool EngineCore::choose_drafting(std::span<const ScheduledRows> plan) {
+  bool any = false;
+  making_ = 0;
   for (const auto& [sequence, rows, drafts] : plan)
-    making += sequence->computed + rows - drafts == sequence->size();
+    making_ += sequence->computed + rows - drafts == sequence->size();
   for (const auto& [sequence, rows, drafts] : plan) {
-    const int depth = drafting_.depth(sequence->acceptance, std::max(making, 1));
-    if (depth == 0 && sequence->draft_depth > 0) sequence->undrafted = 0;
-    sequence->draft_depth = depth;
+    const bool before =
+        std::exchange(sequence->drafting, drafting_.begins(sequence->draft_gain, std::max(making_, 1)));
+    any |= sequence->drafting;
+    if (before) sequence->undrafted = 0;
     // What was seen of it fades while it does not guess, so that it gets another try.
-    if (depth == 0 && ++sequence->undrafted % kRetryTokens == 0) sequence->acceptance.fade(0.5);
+    if (!sequence->drafting && ++sequence->undrafted % kRetrySteps == 0) sequence->draft_gain = {};
   }
+  return any;
 }
 
 void EngineCore::gather(std::span<const ScheduledRows> plan) {
@@ -168,12 +177,7 @@ void EngineCore::gather(std::span<const ScheduledRows> plan) {
   logit_rows_.clear();
   state_rows_.clear();
   draws_.clear();
-  bool drafting = false;
-  if (drafting_.max_drafts() > 0) {
-    choose_depths(plan);
-    drafting = std::ranges::any_of(
-        plan, [](const ScheduledRows& scheduled) { return scheduled.sequence->draft_depth > 0; });
-  }
+  const bool drafting = drafting_.max_drafts() > 0 && choose_drafting(plan);
   const auto want_row = [this](int row) {
     if (logit_rows_.empty() || logit_rows_.back() != row) logit_rows_.push_back(row);
     return static_cast<int>(logit_rows_.size()) - 1;
@@ -182,7 +186,7 @@ void EngineCore::gather(std::span<const ScheduledRows> plan) {
     const int row_begin = static_cast<int>(tokens_.size());
     const auto first = sequence->tokens.begin() + sequence->computed;
     tokens_.insert(tokens_.end(), first, first + rows - drafts);
-    tokens_.insert(tokens_.end(), sequence->drafts.begin(), sequence->drafts.begin() + drafts);
+    for (const DraftGuess& guess : sequence->drafts) tokens_.push_back(guess.token);
     segments_.push_back({sequence->pages.data(), sequence->computed, row_begin, rows});
     for (int row = 0; row < rows - drafts; ++row) {
       const int64_t next = sequence->computed + row + 1;  // position of the token that this row predicts
@@ -195,7 +199,7 @@ void EngineCore::gather(std::span<const ScheduledRows> plan) {
     for (int row = rows - drafts; row < rows; ++row) want_row(row_begin + row);
     if (!drafting) continue;
     for (int row = 0; row < rows; ++row)
-      if (sequence->draft_depth > 0 || std::ranges::binary_search(logit_rows_, row_begin + row))
+      if (sequence->drafting || std::ranges::binary_search(logit_rows_, row_begin + row))
         state_rows_.push_back(row_begin + row);
   }
 }
@@ -223,7 +227,7 @@ void EngineCore::draw(Draw& draw, int thread) {
     sequence.tokens.push_back(token);
     draw.end = sequence.text.push(token, draw.text);
     if (draw.end.finish != FinishReason::none || j == draw.drafts ||
-        token != sequence.drafts[static_cast<size_t>(j)])
+        token != sequence.drafts[static_cast<size_t>(j)].token)
       return;
   }
 }
@@ -241,9 +245,9 @@ int64_t EngineCore::settle(std::span<const ScheduledRows> plan) {
     const int right = static_cast<int>(draw.outs.size()) - 1;
     scheduler_.computed(sequence, right);
     stand += right;
-    // A reply that ended says nothing of the guesses after its end.
-    if (draw.drafts > 0)
-      drafting_.note(sequence.acceptance, draw.end.finish == FinishReason::none ? draw.drafts : right, right);
+    if (sequence.draft_passes > 0)
+      drafting_.note(sequence.draft_gain, sequence.drafts, right, draw.end.finish != FinishReason::none,
+                     std::exchange(sequence.draft_passes, 0), std::max(making_, 1));
     sequence.drafts.clear();
     sequence.ended = draw.end.finish != FinishReason::none;
     if (!on_logits) continue;

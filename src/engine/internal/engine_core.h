@@ -68,7 +68,7 @@ class EngineCore {
     bool guesses = false;         // the last row's guess is wanted
   };
   Expected<std::unique_ptr<Sequence>> make_sequence(GenerateRequest&& request) const;
-  void choose_depths(std::span<const ScheduledRows> plan);
+  bool choose_drafting(std::span<const ScheduledRows> plan);
   void gather(std::span<const ScheduledRows> plan);
   void draw(Draw& draw, int thread);
   int64_t settle(std::span<const ScheduledRows> plan);
@@ -77,6 +77,7 @@ class EngineCore {
   bool gather_guess(Sequence& sequence, int64_t first, int row_begin, Guess& guess) const;
   void draft_rows();
   void draft_again(int place);
+  void take_guess(Sequence& sequence, int index);
   void announce(Sequence& sequence, GenerateEvent& event);
   void finish(Sequence& sequence);
   void measure(int64_t rows, int64_t start_ns);
@@ -97,6 +98,7 @@ class EngineCore {
   std::vector<StepSegment> segments_;
   std::vector<int32_t> logit_rows_, state_rows_, states_, guess_rows_;
   std::vector<Guess> guesses_, guessing_;
+  int making_ = 0;  // sequences that make tokens
   std::vector<Draw> draws_;
 };
 

@@ -23,7 +23,7 @@ void EngineCore::draft(std::span<const ScheduledRows> plan) {
 
 // The positions of this step, from `first` on, whose state and next token are known.
 bool EngineCore::gather_guess(Sequence& sequence, int64_t first, int row_begin, Guess& guess) const {
-  if (sequence.draft_depth == 0 || sequence.ended) return false;
+  if (!sequence.drafting || sequence.ended) return false;
   int64_t begin = first;
   if (sequence.draft_from < 0 || sequence.draft_done != first) {  // a gap: anew at a page's start
     begin = round_up(first, kernels::kPageTokens);
@@ -63,8 +63,23 @@ void EngineCore::draft_rows() {
   }
   model_.draft({.tokens = tokens_, .segments = segments_, .states = states_, .guess_rows = guess_rows_},
                pool_.base());
-  for (size_t i = 0; i < guessing_.size(); ++i)
-    guessing_[i].sequence->drafts.push_back(model_.guess(static_cast<int>(i)));
+  for (size_t i = 0; i < guessing_.size(); ++i) {
+    Sequence& sequence = *guessing_[i].sequence;
+    sequence.draft_reach = 1;
+    sequence.draft_passes = 0;
+    take_guess(sequence, static_cast<int>(i));
+  }
+}
+
+// A guess that is not worth its row ends the chain.
+void EngineCore::take_guess(Sequence& sequence, int index) {
+  const DraftGuess guess{.token = model_.guess(index),
+                         .probability = model_.guess_probability(index),
+                         .greedy = sequence.request.sampling.temperature < kGreedyBelow};
+  const int place = static_cast<int>(sequence.drafts.size()), making = std::max(making_, 1);
+  ++sequence.draft_passes;
+  sequence.draft_reach *= drafting_.chance(guess);
+  if (drafting_.runs(place, sequence.draft_reach, making)) sequence.drafts.push_back(guess);
 }
 
 // One guess more for sequences that want so many: from the MTP layer's own state, as if the guess before were
@@ -79,13 +94,14 @@ void EngineCore::draft_again(int place) {
     Sequence& sequence = *guessing_[i].sequence;
     const int64_t position = sequence.computed + place - 1;
     const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
-    if (place >= sequence.draft_depth || place >= room ||
+    if (std::ssize(sequence.drafts) < place || place >= room ||
+        !drafting_.goes_on(place, sequence.draft_reach, std::max(making_, 1)) ||
         position >= std::ssize(sequence.pages) * kernels::kPageTokens)
       continue;
     const int row = static_cast<int>(tokens_.size());
     segments_.push_back({sequence.pages.data() + sequence.draft_from / kernels::kPageTokens,
                          position - sequence.draft_from, row, 1});
-    tokens_.push_back(sequence.drafts.back());
+    tokens_.push_back(sequence.drafts.back().token);
     states_.push_back(static_cast<int32_t>(i));
     guess_rows_.push_back(row);
     guessing_[kept++] = guessing_[i];
@@ -95,8 +111,7 @@ void EngineCore::draft_again(int place) {
   model_.draft(
       {.tokens = tokens_, .segments = segments_, .states = states_, .guess_rows = guess_rows_, .again = true},
       pool_.base());
-  for (size_t i = 0; i < kept; ++i)
-    guessing_[i].sequence->drafts.push_back(model_.guess(static_cast<int>(i)));
+  for (size_t i = 0; i < kept; ++i) take_guess(*guessing_[i].sequence, static_cast<int>(i));
 }
 
 }  // namespace millrace::engine

@@ -66,6 +66,9 @@ class Executor final : public StepModel {
   bool drafts() const override { return mtp_ != nullptr; }
   void draft(const DraftBatch& batch, std::byte* pool) override;
   TokenId guess(int index) const override { return guesses_[static_cast<size_t>(index)]; }
+  float guess_probability(int index) const override {
+    return guess_probabilities_[static_cast<size_t>(index)];
+  }
 
   // Mixtures of experts, numbered from 0 in the graph's order, the MTP layer's last.
   int mixtures() const { return static_cast<int>(mixtures_.size()); }
@@ -312,6 +315,7 @@ class Executor final : public StepModel {
   Buffer mtp_residual_;  // the MTP layer's stream: the model's stays for further guesses
   Buffer guess_state_;   // [guess][hidden]: the stream under each of the last draft()'s guesses
   std::vector<TokenId> guesses_;
+  std::vector<float> guess_probabilities_;
   int64_t joined_float_stride_ = 0, joined_act_stride_ = 0;
   std::vector<Scratch> scratch_;  // one a thread
   Scratch shared_;

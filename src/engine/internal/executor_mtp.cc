@@ -81,6 +81,9 @@ void Executor::run_guesses(int thread) {
     std::copy_n(residual(batch_.logit_rows[static_cast<size_t>(i)]), config_.hidden_size,
                 guess_state_.as<float>() + i * residual_stride_);
     guesses_[static_cast<size_t>(i)] = static_cast<TokenId>(rows_.argmax(logits(i), config_.vocab_size));
+    float max = 0, sum = 0;
+    rows_.softmax_stats(logits(i), config_.vocab_size, 1, &max, &sum);
+    guess_probabilities_[static_cast<size_t>(i)] = sum > 0 ? 1 / sum : 0;
   }
 }
 

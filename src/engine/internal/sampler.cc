@@ -12,7 +12,6 @@
 namespace millrace::engine {
 namespace {
 
-constexpr double kGreedyBelow = 1e-5;  // vLLM's limit: smaller temperatures are greedy
 constexpr int kBlock = 64;             // values per block maximum
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 

@@ -36,6 +36,8 @@ struct SampleInput {
   int top_logprobs = -1;                       // as GenerateRequest::top_logprobs
 };
 
+inline constexpr double kGreedyBelow = 1e-5;  // vLLM's limit: smaller temperatures are greedy
+
 // One per thread: it owns scratch memory of the vocabulary's size and nothing else.
 class Sampler {
  public:

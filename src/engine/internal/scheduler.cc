@@ -62,9 +62,8 @@ void Scheduler::plan_running(bool decodes) {
 int64_t Scheduler::drafts_for(Sequence& sequence, int64_t rows_kept) {
   int64_t drafts =
       std::clamp<int64_t>(std::min(rows_left_ - rows_kept, draft_rows_left_), 0, std::ssize(sequence.drafts));
-  if (sequence.draft_depth > 0 || drafts > 0) {
-    const int64_t wanted =
-        Sequence::pages_for(sequence.computed + 1 + drafts + std::max(sequence.draft_depth - 1, 0));
+  if (sequence.drafting || drafts > 0) {
+    const int64_t wanted = Sequence::pages_for(sequence.computed + 1 + drafts + kMaxDrafts);
     while (std::ssize(sequence.pages) < wanted && pool_.pages_free() > running()) {
       const int32_t page = pool_.allocate();
       if (page < 0) break;

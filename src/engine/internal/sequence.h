@@ -29,11 +29,13 @@ struct Sequence {
   // Guessing ahead. The MTP layer has keys and values of [draft_from, draft_done), draft_from at a page's
   // start; -1: of none. A step without guesses for it leaves a gap, after which they start anew at a page's
   // start.
-  std::vector<TokenId> drafts;  // guesses of the tokens after the last one
+  std::vector<DraftGuess> drafts;  // of the tokens after the last one, to be run
   int64_t draft_from = -1, draft_done = 0;
-  int draft_depth = 0;  // guesses to make in this step
-  int undrafted = 0;    // tokens since it was found not to pay
-  Acceptance acceptance;
+  bool drafting = false;   // guesses after this step
+  double draft_reach = 1;  // the chance that its guesses so far are all right
+  int draft_passes = 0;    // of the MTP layer, for the guesses that run next
+  int undrafted = 0;       // steps since it was found not to pay
+  DraftGain draft_gain;
 
   OutputText text;
   bool ended = false;            // the last token has been drawn

@@ -56,6 +56,7 @@ class StepModel {
   virtual void draft(const DraftBatch& /*batch*/, std::byte* /*pool*/) {}
   // After draft(): the likeliest token of batch.guess_rows[index], the lowest id among equals.
   virtual TokenId guess(int /*index*/) const { return 0; }
+  virtual float guess_probability(int /*index*/) const { return 0; }  // what the MTP layer gives it
   // f(index, thread) for index in [0, count), spread over this model's compute threads.
   virtual void parallel(int count, const std::function<void(int index, int thread)>& f) = 0;
   virtual int threads() const = 0;
