@@ -158,7 +158,8 @@ TEST(Wire, LoadKeepsEveryField) {
                              .generated_tokens = 9,
                              .preemptions = 10,
                              .drafts = {{.proposed = 9, .accepted = 7}, {.proposed = 7, .accepted = 3}},
-                             .experts = {{.layer = 3, .imbalance = 1.5f}, {.layer = 4, .imbalance = 2}}};
+                             .experts = {{.layer = 3, .rows = 11, .busiest_rows = 12, .imbalance = 1.5f},
+                                         {.layer = 4, .rows = 13, .busiest_rows = 14, .imbalance = 2}}};
   wire::Load message;
   to_wire(in, &message);
   const engine::GroupLoad out = from_wire(message);
@@ -178,6 +179,8 @@ TEST(Wire, LoadKeepsEveryField) {
   ASSERT_EQ(out.experts.size(), 2u);
   EXPECT_EQ(out.experts[1].layer, 4);
   EXPECT_EQ(out.experts[0].imbalance, 1.5f);
+  EXPECT_EQ(out.experts[0].rows, 11u);
+  EXPECT_EQ(out.experts[1].busiest_rows, 14u);
 }
 
 TEST(Wire, TokensThatDoNotAddUpAreRefused) {

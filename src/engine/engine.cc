@@ -289,8 +289,12 @@ class EngineImpl final : public Engine {
   void publish() {
     GroupLoad load = core_.load();
     load.waiting += queued_outside_;
-    // Reading a counter of each expert takes microseconds, which not every step should pay.
-    if (load.steps % 64 == 1) balance_ = executor_->expert_balance();
+    // Reading a counter of each expert takes microseconds, which not every step should pay. The last step
+    // before a rest must: what it left behind is what is shown until the next request.
+    if (load.steps != balance_steps_ && (load.steps % 64 == 1 || core_.idle())) {
+      balance_ = executor_->expert_balance();
+      balance_steps_ = load.steps;
+    }
     load.experts = balance_;
     const std::lock_guard lock(load_mutex_);
     load_ = std::move(load);
@@ -313,6 +317,7 @@ class EngineImpl final : public Engine {
   uint64_t dropped_ = 0;
   int queued_outside_ = 0;
   std::vector<ExpertBalance> balance_;
+  uint64_t balance_steps_ = ~uint64_t{0};  // when it was renewed
 
   // Guarded by mutex_.
   std::mutex mutex_;

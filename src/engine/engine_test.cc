@@ -333,13 +333,28 @@ TEST(Engine, LoadTellsWhatHappened) {
 TEST(Engine, LoadTellsHowExpertsAreUsed) {
   Running engine({}, {model::PackType::int8, testing::tiny_deepseek()});
   engine.ask(request_of(1, std::vector<TokenId>(50, 7), 20));
-  const GroupLoad load = engine.engine().load();
+  GroupLoad load = engine.engine().load();
   ASSERT_EQ(load.experts.size(), 2u);
   EXPECT_EQ(load.experts[0].layer, 1);
+  // A row picks three of eight experts. The last of the 20 tokens is never computed; the last layer sees only
+  // rows that a token was drawn from.
+  EXPECT_EQ(load.experts[0].rows, 3u * (50 + 19));
+  EXPECT_EQ(load.experts[1].rows, 3u * 20);
   for (const auto& mixture : load.experts) {
     EXPECT_GE(mixture.imbalance, 1);
-    EXPECT_LE(mixture.imbalance, 8.0f / 3);  // a row picks three different ones
+    EXPECT_LE(mixture.imbalance, 8.0f / 3);
+    EXPECT_GE(8 * mixture.busiest_rows, mixture.rows);
+    EXPECT_LE(3 * mixture.busiest_rows, mixture.rows);
   }
+  // While it works, too, and without a rest.
+  const uint64_t before = load.experts[0].rows;
+  ASSERT_TRUE(engine.engine().submit(request_of(2, {1, 2, 3}, 1500)).has_value());
+  engine.wait_tokens(2, 150);
+  load = engine.engine().load();
+  EXPECT_GE(load.experts[0].rows, before + 3 * 64);
+  EXPECT_GE(load.running, 1);
+  engine.engine().cancel(RequestId(2));
+  engine.wait(2, 2);
 }
 
 TEST(Engine, OptionsThatCannotBeAreRefused) {

@@ -111,9 +111,13 @@ struct GenerateEvent {
   Status error;             // with FinishReason::error
 };
 
-// How evenly the rows of one mixture of experts have fallen on its experts since start.
+// How evenly the rows of one mixture of experts have fallen on its experts since start. Renewed every 64
+// steps, and when nothing is left to compute.
 struct ExpertBalance {
   int layer = 0;
+  // Computed by all its experts together (a row counts once for each it picked), and by the one that has
+  // computed most. In a model's last layer only rows that go on to the head count.
+  uint64_t rows = 0, busiest_rows = 0;
   float imbalance =
       0;  // rows of the busiest expert over the mean; 1: even, the number of experts: all on one
 };
@@ -132,7 +136,7 @@ struct GroupLoad {
   int64_t kv_pages_total = 0, kv_pages_free = 0;  // free includes cached pages nobody uses
   uint64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, preemptions = 0;  // totals since start
   std::vector<DraftCount> drafts;      // by place; empty until something was guessed
-  std::vector<ExpertBalance> experts;  // one a mixture, of a model that has some; renewed every 64 steps
+  std::vector<ExpertBalance> experts;  // one a mixture, of a model that has some
 };
 
 }  // namespace millrace::engine

@@ -230,6 +230,8 @@ void to_wire(const engine::GroupLoad& load, wire::Load* out) {
   for (const auto& mixture : load.experts) {
     out->add_expert_layers(mixture.layer);
     out->add_expert_imbalances(mixture.imbalance);
+    out->add_expert_rows(mixture.rows);
+    out->add_expert_busiest_rows(mixture.busiest_rows);
   }
   for (const auto& place : load.drafts) {
     out->add_drafts_proposed(place.proposed);
@@ -240,7 +242,10 @@ void to_wire(const engine::GroupLoad& load, wire::Load* out) {
 engine::GroupLoad from_wire(const wire::Load& in) {
   std::vector<engine::ExpertBalance> experts;
   for (int i = 0; i < std::min(in.expert_layers_size(), in.expert_imbalances_size()); ++i)
-    experts.push_back({.layer = in.expert_layers(i), .imbalance = in.expert_imbalances(i)});
+    experts.push_back({.layer = in.expert_layers(i),
+                       .rows = i < in.expert_rows_size() ? in.expert_rows(i) : 0,
+                       .busiest_rows = i < in.expert_busiest_rows_size() ? in.expert_busiest_rows(i) : 0,
+                       .imbalance = in.expert_imbalances(i)});
   std::vector<engine::DraftCount> drafts;
   for (int i = 0; i < std::min({in.drafts_proposed_size(), in.drafts_accepted_size(), engine::kMaxDrafts});
        ++i)

@@ -322,6 +322,8 @@ std::vector<ExpertBalance> Executor::expert_balance() const {
     const double mean = static_cast<double>(all) / config_.moe.experts;
     balance.push_back(
         {.layer = mixture_layer(m),
+         .rows = all,
+         .busiest_rows = busiest,
          .imbalance = all > 0 ? static_cast<float>(static_cast<double>(busiest) / mean) : 0.0f});
   }
   return balance;

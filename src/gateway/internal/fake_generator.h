@@ -125,7 +125,7 @@ class FakeGenerator final : public Generator {
                       .kv_pages_free = 75,
                       .preemptions = 3,
                       .drafts = {{.proposed = 10, .accepted = 8}, {.proposed = 10, .accepted = 5}},
-                      .experts = {{.layer = 4, .imbalance = 1.25f}}}}};
+                      .experts = {{.layer = 4, .rows = 96, .busiest_rows = 15, .imbalance = 1.25f}}}}};
   }
   bool ready() const override { return is_ready; }
 

@@ -138,9 +138,18 @@ class PrometheusMetrics final : public Metrics {
                                    "KV pages free in the group");
     group_kv_total_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_kv_pages",
                                     "KV pages of the group");
-    expert_imbalance_ = family<Gauge>(
-        registry_, prometheus::BuildGauge(), "millrace_expert_imbalance",
-        "Rows of a layer's busiest expert over the mean of its experts, since the group's start, by layer");
+    expert_imbalance_ =
+        family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_expert_imbalance",
+                      "Rows of a layer's busiest expert over the mean of its experts, since "
+                      "the group's start, by layer. In the last layer only rows that go on to "
+                      "the head count");
+    expert_rows_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_expert_rows_total",
+                                   "Rows computed by a layer's experts, once for each expert that a row "
+                                   "picked, by layer. In the last layer "
+                                   "only rows that go on to the head count");
+    expert_busiest_rows_ = family<Counter>(
+        registry_, prometheus::BuildCounter(), "millrace_expert_busiest_rows_total",
+        "Of millrace_expert_rows_total, those of the expert that has computed most since the group's start");
   }
 
   void http_request(std::string_view route, std::string_view method, int status) override {
@@ -219,11 +228,24 @@ class PrometheusMetrics final : public Metrics {
     return both<Histogram>(prometheus::BuildHistogram(), ours, vllm, help, buckets);
   }
 
+  // A group's totals when they were last read: they start again from 0 when the group does, and our sums must
+  // not.
+  struct Seen {
+    uint64_t preemptions = 0;
+    std::map<int, std::pair<uint64_t, uint64_t>> expert_rows;  // by layer: all, the busiest expert's
+  };
+  static double grown(uint64_t& seen, uint64_t total) {
+    const uint64_t before = total >= seen ? seen : 0;
+    seen = total;
+    return static_cast<double>(total - before);
+  }
+
   void read_groups(const Generator& generator) {
     const std::lock_guard lock(mutex_);
     double running = 0, waiting = 0, usage = 0, with_pages = 0;
     for (const GroupStatus& group : generator.groups()) {
       const Labels labels = {{"group", std::to_string(group.id.value)}};
+      Seen& seen = seen_[group.id.value];
       group_up_->Add(labels).Set(group.connected && group.progressing ? 1 : 0);
       group_restarts_->Add(labels).Set(static_cast<double>(group.restarts));
       group_steps_->Add(labels).Set(static_cast<double>(group.load.steps));
@@ -235,14 +257,13 @@ class PrometheusMetrics final : public Metrics {
         Labels by_layer = labels;
         by_layer["layer"] = std::to_string(mixture.layer);
         expert_imbalance_->Add(by_layer).Set(static_cast<double>(mixture.imbalance));
+        auto& [rows, busiest_rows] = seen.expert_rows[mixture.layer];
+        expert_rows_->Add(by_layer).Increment(grown(rows, mixture.rows));
+        expert_busiest_rows_->Add(by_layer).Increment(grown(busiest_rows, mixture.busiest_rows));
       }
       read_drafts(group);
-      // A group's total starts again from 0 when the group does; the sum here must not.
-      uint64_t& seen = preemptions_seen_[group.id.value];
-      const uint64_t more =
-          group.load.preemptions >= seen ? group.load.preemptions - seen : group.load.preemptions;
-      seen = group.load.preemptions;
-      preemptions_.each([&](Counter& c) { c.Increment(static_cast<double>(more)); });
+      const double preemptions = grown(seen.preemptions, group.load.preemptions);
+      preemptions_.each([&](Counter& c) { c.Increment(preemptions); });
       if (!group.connected) continue;
       running += group.load.running;
       waiting += group.load.waiting;
@@ -281,7 +302,8 @@ class PrometheusMetrics final : public Metrics {
   const bool vllm_;
   prometheus::Registry registry_;
   prometheus::Family<Counter>*http_requests_, *http_refusals_, *generation_refusals_, *success_,
-      *vllm_success_ = nullptr, *accepted_by_place_, *vllm_accepted_by_place_ = nullptr;
+      *vllm_success_ = nullptr, *expert_rows_, *expert_busiest_rows_, *accepted_by_place_,
+      *vllm_accepted_by_place_ = nullptr;
   prometheus::Family<Gauge>*group_up_, *group_restarts_, *group_steps_, *group_running_, *group_waiting_,
       *group_kv_free_, *group_kv_total_, *expert_imbalance_;
   Gauge *connections_, *in_flight_;
@@ -291,7 +313,7 @@ class PrometheusMetrics final : public Metrics {
   Both<Histogram> ttft_, itl_, tpot_, e2e_, queue_, prefill_, decode_, prompt_size_, generation_size_;
 
   std::mutex mutex_;
-  std::map<uint32_t, uint64_t> preemptions_seen_;                    // guarded by mutex_
+  std::map<uint32_t, Seen> seen_;                                    // guarded by mutex_, by group
   std::map<uint32_t, std::vector<engine::DraftCount>> drafts_seen_;  // likewise
 };
 
