@@ -12,6 +12,7 @@
 
 #include "base/cpu.h"
 #include "base/file.h"
+#include "base/granted_memory.h"
 #include "base/units.h"
 #include "kernels/isa.h"
 #include "kernels/machine_peak.h"
@@ -24,19 +25,6 @@ std::string line_of(const std::string& path) {
   std::string line;
   std::getline(file, line);
   return line;
-}
-
-// kB of a /proc/meminfo line.
-int64_t meminfo_kb(const std::string& name) {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  int64_t value = 0;
-  std::string rest;
-  while (file >> key >> value) {
-    std::getline(file, rest);
-    if (key == name + ":") return value;
-  }
-  return 0;
 }
 
 int numa_nodes() {
@@ -97,8 +85,9 @@ Findings examine(double seconds) {
   f.active_isa = kernels::isa_name(kernels::active_isa());
   std::vector<int> cpus(f.granted.cpus.begin(), f.granted.cpus.begin() + f.granted.threads());
   f.peak = kernels::measure_machine_peak(cpus, seconds, kernels::active_isa());
-  f.memory_gib = static_cast<double>(meminfo_kb("MemTotal")) / (1 << 20);
-  f.available_gib = static_cast<double>(meminfo_kb("MemAvailable")) / (1 << 20);
+  const GrantedMemory memory = granted_memory();
+  f.memory_gib = static_cast<double>(memory.total_bytes) / static_cast<double>(kGiB);
+  f.available_gib = static_cast<double>(memory.available_bytes) / static_cast<double>(kGiB);
   f.transparent_huge_pages = bracketed(line_of("/sys/kernel/mm/transparent_hugepage/enabled"));
   f.numa = numa_nodes();
   rlimit limit{};

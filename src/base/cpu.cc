@@ -9,6 +9,8 @@
 #include <set>
 #include <sstream>
 
+#include "base/cgroup.h"
+
 namespace millrace {
 namespace {
 
@@ -25,29 +27,16 @@ double read_quota_cores() {
   const auto take = [&](double cores) {
     if (cores > 0 && (best == 0 || cores < best)) best = cores;
   };
-  std::ifstream self("/proc/self/cgroup");
-  std::string line;
-  while (std::getline(self, line)) {
-    const size_t a = line.find(':');
-    const size_t b = a == std::string::npos ? a : line.find(':', a + 1);
-    if (b == std::string::npos) continue;
-    const std::string controllers = line.substr(a + 1, b - a - 1);
-    std::string path = line.substr(b + 1);
-    const bool v2 = controllers.empty();
-    if (!v2 && controllers.find("cpu") == std::string::npos) continue;
-    while (true) {
-      if (v2) {
-        std::istringstream text(first_line("/sys/fs/cgroup" + path + "/cpu.max"));
-        std::string quota;
-        double period = 0;
-        if (text >> quota >> period && quota != "max" && period > 0) take(std::atof(quota.c_str()) / period);
-      } else {
-        const double quota = std::atof(first_line("/sys/fs/cgroup/cpu" + path + "/cpu.cfs_quota_us").c_str());
-        const double period = std::atof(first_line("/sys/fs/cgroup/cpu" + path + "/cpu.cfs_period_us").c_str());
-        if (quota > 0 && period > 0) take(quota / period);
-      }
-      if (path.empty() || path == "/") break;
-      path = path.substr(0, path.find_last_of('/'));
+  for (const auto& [folder, v2] : cgroup_folders("cpu")) {
+    if (v2) {
+      std::istringstream text(first_line(folder / "cpu.max"));
+      std::string quota;
+      double period = 0;
+      if (text >> quota >> period && quota != "max" && period > 0) take(std::atof(quota.c_str()) / period);
+    } else {
+      const double quota = std::atof(first_line(folder / "cpu.cfs_quota_us").c_str());
+      const double period = std::atof(first_line(folder / "cpu.cfs_period_us").c_str());
+      if (quota > 0 && period > 0) take(quota / period);
     }
   }
   return best;
@@ -101,11 +90,15 @@ std::string cpu_model_name() {
   return "unknown";
 }
 
-bool pin_this_thread(int cpu) {
-  if (cpu < 0 || cpu >= CPU_SETSIZE) return false;
+bool pin_this_thread(int cpu) { return pin_this_thread(std::span(&cpu, 1)); }
+
+bool pin_this_thread(std::span<const int> cpus) {
   cpu_set_t mask;
   CPU_ZERO(&mask);
-  CPU_SET(cpu, &mask);
+  for (const int cpu : cpus) {
+    if (cpu < 0 || cpu >= CPU_SETSIZE) return false;
+    CPU_SET(cpu, &mask);
+  }
   return sched_setaffinity(0, sizeof mask, &mask) == 0;
 }
 

@@ -1,5 +1,6 @@
 // Which CPUs this process may really use: the affinity mask cut by the cgroup's quota (v1 and v2).
 #pragma once
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,5 +16,6 @@ struct GrantedCpus {
 GrantedCpus granted_cpus();
 std::string cpu_model_name();      // "Intel(R) Xeon(R) ..." from /proc/cpuinfo, or "unknown"
 bool pin_this_thread(int cpu);     // false: the kernel refused; the thread then runs unpinned
+bool pin_this_thread(std::span<const int> cpus);  // to any of these; false too if one of them is negative
 
 }  // namespace millrace

@@ -26,7 +26,8 @@ struct EngineOptions {
   int max_num_seqs = 64;      // sequences in one step
   int max_num_batched_tokens = 512;  // tokens in one step (prefill chunk + decodes); raised to max_num_seqs
   int max_waiting = 1024;            // queued requests; above: resource_exhausted with retry_after_s
-  size_t kv_cache_bytes = 0;  // 0: a quarter of what memory is granted, at most 4 GiB, over groups_on_host
+  size_t kv_cache_bytes = 0;  // 0: a quarter of what memory is granted, at most 4 GiB, over groups_on_host;
+                              // more than is granted to groups_on_host together is refused
   int groups_on_host = 1;     // engines that share this machine's memory: the automatic cache is divided
   bool prefix_caching = true;
   // Tokens guessed ahead at most, with models that have an MTP layer, where that makes more tokens a second;

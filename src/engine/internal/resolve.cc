@@ -1,12 +1,11 @@
 #include "engine/internal/resolve.h"
 
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <string>
 
+#include "base/granted_memory.h"
 #include "base/units.h"
 
 namespace millrace::engine {
@@ -22,17 +21,6 @@ Expected<void> in_range(int64_t value, int64_t low, int64_t high, const char* na
 }
 
 }  // namespace
-
-size_t granted_memory_bytes() {
-  auto bytes = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    std::ifstream file(path);
-    uint64_t limit = 0;
-    if (file >> limit && limit > 0)
-      bytes = std::min(bytes, static_cast<size_t>(limit));  // "max" does not parse
-  }
-  return bytes;
-}
 
 Expected<ResolvedOptions> resolve_options(const EngineOptions& given, const model::ModelConfig& config,
                                           const kernels::KvShape& shape) {
@@ -55,9 +43,18 @@ Expected<ResolvedOptions> resolve_options(const EngineOptions& given, const mode
         fmt::format("max_model_len is {}, but the model was made for {} tokens", wanted_len, model_len),
         "max_model_len");
   if (wanted_len < 2) return invalid("max_model_len must be 2 or more", "max_model_len");
+  const size_t granted = granted_memory().total_bytes, groups = static_cast<size_t>(options.groups_on_host);
+  // The pool fills with use, and its memory is taken beforehand: what cannot be there would end in the kernel
+  // killing somebody, hours later or at rest.
+  if (options.kv_cache_bytes > granted / groups)
+    return invalid(
+        fmt::format(
+            "a KV cache of {} bytes for each of {} groups is more than the {} bytes of memory that this "
+            "machine, or a cgroup on it, grants",
+            options.kv_cache_bytes, groups, granted),
+        "kv_cache_bytes");
   if (options.kv_cache_bytes == 0) {
-    options.kv_cache_bytes =
-        std::min(granted_memory_bytes() / 4, kDefaultCacheAtMost) / static_cast<size_t>(options.groups_on_host);
+    options.kv_cache_bytes = std::min(granted / 4, kDefaultCacheAtMost) / groups;
     // No more than every seat can use.
     const auto useful = static_cast<size_t>(ceil_div(wanted_len, kernels::kPageTokens) + 1) * page_bytes *
                         static_cast<size_t>(options.max_num_seqs);

@@ -13,7 +13,4 @@ struct ResolvedOptions {
 Expected<ResolvedOptions> resolve_options(const EngineOptions& options, const model::ModelConfig& config,
                                           const kernels::KvShape& shape);
 
-// Memory this process may use: the machine's, cut by the cgroup (v2 and v1).
-size_t granted_memory_bytes();
-
 }  // namespace millrace::engine

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/granted_memory.h"
 #include "base/units.h"
 
 namespace millrace::engine {
@@ -23,7 +24,7 @@ size_t automatic_cache(int groups) {
 
 TEST(Resolve, GroupsOfOneHostShareTheAutomaticCache) {
   const size_t alone = automatic_cache(1);
-  EXPECT_LE(alone, granted_memory_bytes() / 4);
+  EXPECT_LE(alone, granted_memory().total_bytes / 4);
   for (const int groups : {2, 3, 8}) EXPECT_EQ(automatic_cache(groups), alone / static_cast<size_t>(groups));
 }
 
@@ -33,6 +34,20 @@ TEST(Resolve, TheCacheIsNoLargerThanEverySeatCanUse) {
                                           long_context(), kShape);
     ASSERT_TRUE(resolved);
     EXPECT_EQ(resolved->pages, 64 / kernels::kPageTokens + 1);
+  }
+}
+
+TEST(Resolve, ACacheThatNobodyCanHaveIsRefused) {
+  const size_t granted = granted_memory().total_bytes;
+  const auto resolve = [](size_t bytes, int groups) {
+    return resolve_options({.kv_cache_bytes = bytes, .groups_on_host = groups}, long_context(), kShape);
+  };
+  EXPECT_TRUE(resolve(granted, 1));
+  for (const auto& refused : {resolve(granted + 1, 1), resolve(granted / 2 + 1, 2), resolve(SIZE_MAX, 1)}) {
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Code::invalid_argument);
+    EXPECT_EQ(refused.error().param, "kv_cache_bytes");
+    EXPECT_NE(refused.error().message.find(std::to_string(granted)), std::string::npos);
   }
 }
 
