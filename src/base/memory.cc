@@ -32,10 +32,14 @@ Expected<Buffer> Buffer::allocate(size_t size_bytes) {
   return buffer;
 }
 
-bool Buffer::populate(size_t offset, size_t bytes) const {
+Expected<void> Buffer::populate(size_t offset, size_t bytes) const {
   MR_CHECK(offset <= size_ && bytes <= size_ - offset, "populate reaches beyond the buffer");
   const size_t first = offset / (4 * kKiB) * (4 * kKiB);
-  return bytes == 0 || ::madvise(data_ + first, offset + bytes - first, MADV_POPULATE_WRITE) == 0;
+  if (bytes == 0 || ::madvise(data_ + first, offset + bytes - first, MADV_POPULATE_WRITE) == 0) return {};
+  const int error = errno;
+  return fail(error == EINVAL ? Code::unimplemented : Code::resource_exhausted,
+              fmt::format("cannot take {} bytes of memory beforehand: {}{}", bytes, std::strerror(error),
+                          error == EINVAL ? " (it takes Linux 5.14)" : ""));
 }
 
 Buffer::~Buffer() {

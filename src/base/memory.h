@@ -22,9 +22,9 @@ class Buffer {
   ~Buffer();
 
   // Takes the memory of [offset, offset + bytes) from the kernel now, so that no later write waits for it.
-  // What is there already keeps its contents; safe while others use the buffer. False: this kernel cannot
-  // (before Linux 5.14) or there is no memory; then first writes take it, as without.
-  bool populate(size_t offset, size_t bytes) const;
+  // What is there already keeps its contents; safe while others use the buffer. Fails where this kernel
+  // cannot (before Linux 5.14) or there is no memory; then first writes take it, as without.
+  Expected<void> populate(size_t offset, size_t bytes) const;
 
   std::byte* data() const { return data_; }
   size_t size_bytes() const { return size_; }

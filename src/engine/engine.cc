@@ -4,19 +4,19 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/units.h"
 #include "engine/internal/engine_core.h"
 #include "engine/internal/executor.h"
+#include "engine/internal/pool_populator.h"
 #include "engine/internal/resolve.h"
 #include "engine/prompt.h"
 
@@ -26,9 +26,6 @@ namespace {
 constexpr int kPromptLogitRows = 64;  // rows of logits a step gives to prompt_logprobs: bounds their memory
 constexpr int kDraftRows = 64;        // likewise of guesses
 constexpr int64_t kReplyGuess = 256;  // tokens of a reply, for Retry-After, until replies have been measured
-constexpr size_t kPopulatePiece =
-    2 * kMiB;  // some milliseconds: what a first step or the engine's end may wait
-constexpr std::chrono::milliseconds kPopulatePause{20};
 constexpr double kRetryAtLeastS = 1, kRetryAtMostS = 600;
 
 class EngineImpl final : public Engine {
@@ -46,7 +43,8 @@ class EngineImpl final : public Engine {
     last_step_ns_.store(monotonic_ns(), std::memory_order_relaxed);
     publish();
     step_thread_ = std::thread([this] { step_loop(); });
-    populate_thread_ = std::thread([this] { populate_pool(); });
+    populator_.emplace(pool_.memory(), busy_,
+                       PoolPopulator::options_for(options_.cpus, options_.groups_on_host));
     for (int i = 0; i < options_.tokenizer_threads; ++i)
       tokenizer_threads_.emplace_back([this] { tokenizer_loop(); });
   }
@@ -56,12 +54,11 @@ class EngineImpl final : public Engine {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
-    populate_ends_.store(true, std::memory_order_relaxed);
     work_.notify_all();
     texts_ready_.notify_all();
     for (auto& thread : tokenizer_threads_) thread.join();
     step_thread_.join();
-    populate_thread_.join();
+    populator_.reset();
   }
 
   Expected<void> submit(GenerateRequest request) override {
@@ -168,23 +165,6 @@ class EngineImpl final : public Engine {
                 options_.max_model_len),
             .reason = "context_length_exceeded",
             .param = "messages"};
-  }
-
-  // Takes the KV pool's memory from the kernel while there is nothing to compute. Where a step is first to
-  // write a page it waits for the kernel to clear it: 8 % of decoding at batch 32, measured. In small pieces
-  // at ordinary priority: a thread of the idle class would hold the address space's lock whenever a step
-  // takes the core from it.
-  void populate_pool() {
-    const Buffer& memory = pool_.memory();
-    for (size_t done = 0; done < memory.size_bytes() && !populate_ends_.load(std::memory_order_relaxed);) {
-      if (busy_.load(std::memory_order_relaxed)) {
-        std::this_thread::sleep_for(kPopulatePause);
-        continue;
-      }
-      const size_t bytes = std::min(kPopulatePiece, memory.size_bytes() - done);
-      if (!memory.populate(done, bytes)) return;
-      done += bytes;
-    }
   }
 
   // What guesses cost, on the thread that will make them.
@@ -337,8 +317,9 @@ class EngineImpl final : public Engine {
   mutable std::mutex load_mutex_;
   GroupLoad load_;  // guarded by load_mutex_
 
-  std::atomic<bool> populate_ends_{false}, busy_{false};
-  std::thread step_thread_, populate_thread_;
+  std::atomic<bool> busy_{false};
+  std::optional<PoolPopulator> populator_;
+  std::thread step_thread_;
   std::vector<std::thread> tokenizer_threads_;
 };
 
