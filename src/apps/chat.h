@@ -8,7 +8,7 @@ namespace millrace::apps {
 
 struct ChatOptions {
   ModelFlags model;
-  EngineFlags engine;
+  EngineFlags engine{.max_num_seqs = 1};  // one conversation: the KV cache holds its context and no more
   std::string prompt;        // answer this and leave; empty: converse (or, if standard input is a pipe, read it all)
   std::string system;        // system message
   double temperature = -1;   // below 0: the model's recommendation

@@ -2,6 +2,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,18 @@ def test_help_teaches_and_version_names_the_level():
         done = millrace(verb, "--help")
         assert done.returncode == 0 and verb in done.stdout, verb
     assert "commit" in millrace("version").stdout
+
+
+def test_run_takes_a_cache_for_one_conversation_and_too_large_ones_are_refused():
+    info = {**os.environ, "MILLRACE_LOG": "info"}
+
+    def cache_mib(*flags):
+        done = millrace("run", MODEL, "Hi", "--max-tokens", "1", *flags, stdin=subprocess.DEVNULL, env=info)
+        assert done.returncode == 0, done
+        return int(re.search(r"KV pages of \d+ tokens \((\d+) MiB\)", done.stderr).group(1))
+    assert cache_mib() == cache_mib("--max-num-seqs", "1") < cache_mib("--max-num-seqs", "2")
+    refused = millrace("run", MODEL, "Hi", "--kv-cache-gib", "4096", stdin=subprocess.DEVNULL)
+    assert refused.returncode == 2 and "KV cache" in refused.stderr and "grants" in refused.stderr
 
 
 def test_an_impossible_level_is_refused_with_what_there_is():
