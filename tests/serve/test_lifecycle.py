@@ -91,16 +91,20 @@ def test_memory_is_flat_over_many_requests(server, http):
 
     burst(requests // 5)  # caches fill
     # A group takes its KV pool's memory while it is idle: wait until it has all of it, so that what grows later is a leak.
-    before = resident()
+    before, still = resident(), 0
     for _ in range(120):
         time.sleep(1)
         was, before = before, resident()
-        if abs(sum(before) - sum(was)) < 1024:
+        still = still + 1 if abs(sum(before) - sum(was)) < 1024 else 0
+        if still == 3:
             break
+    assert still == 3, f"resident memory grows without requests: {was}, then {before} KiB"
     burst(requests)
     after = resident()
+    # Before Linux 5.14 a group cannot take memory beforehand: its pool is touched page by page until it is full.
+    release = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
     for was, now in zip(before, after):
-        assert now - was < 32 * 1024, (before, after)
+        assert now - was < (32 * 1024 if release >= (5, 14) else 64 * 1024 + was * 0.1), (before, after)
 
 
 def test_second_start_is_fast_and_groups_share_the_weights(tmp_path):
