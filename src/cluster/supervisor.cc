@@ -126,12 +126,17 @@ class SupervisorImpl final : public Supervisor {
     pollfd polled[] = {{signal_fd_, POLLIN, 0}, {stop_event_, POLLIN, 0}};
     ::poll(polled, 2, static_cast<int>(options_.tick_s * 1000));
     int stops = 0;
+    bool hung_up = false;
     signalfd_siginfo info;
-    while (::read(signal_fd_, &info, sizeof info) == sizeof info)
-      if (info.ssi_signo != SIGCHLD) ++stops;
+    while (::read(signal_fd_, &info, sizeof info) == sizeof info) {
+      hung_up |= info.ssi_signo == SIGHUP;
+      if (info.ssi_signo != SIGCHLD && info.ssi_signo != SIGHUP) ++stops;
+    }
     uint64_t requested = 0;
     if (::read(stop_event_, &requested, sizeof requested) == sizeof requested) ++stops;
     const std::lock_guard lock(mutex_);
+    // A closing terminal sends SIGHUP twice (the kernel's and the shell's): that is no person in a hurry.
+    if (hung_up && stops == 0 && !stopping_) stops = 1;
     for (int i = 0; i < stops; ++i) stop_or_kill();
   }
 

@@ -6,9 +6,10 @@
 // however that dies (PR_SET_PDEATHSIG, which follows the *thread* that started them: call run() on the main
 // thread).
 //
-// SIGTERM, SIGINT or (unless ignored, as under nohup) SIGHUP: children with the lowest stop_rank get SIGTERM and may drain, meanwhile the others are
-// kept alive; then the next rank. A second signal kills everything at once. Children run in process groups of
-// their own, so that Ctrl-C at a terminal reaches the supervisor alone.
+// SIGTERM, SIGINT or (unless ignored, as under nohup) SIGHUP: children with the lowest stop_rank get SIGTERM
+// and may drain, meanwhile the others are kept alive; then the next rank. A second SIGTERM or SIGINT kills
+// everything at once; SIGHUP never does, since a closing terminal sends more than one. Children run in
+// process groups of their own, so that Ctrl-C at a terminal reaches the supervisor alone.
 //
 // A child that exits with kExitConfiguration ends everything: starting it again would not help.
 #pragma once

@@ -283,11 +283,15 @@ TEST(Supervisor, AClosedTerminalStopsItUnlessToldOtherwise) {
     TemporaryFolder folder;
     const std::string log = folder.file("log");
     const auto before = ::signal(SIGHUP, ignored ? SIG_IGN : SIG_DFL);
-    SupervisorProcess process(shell("child", "trap 'echo drained >> " + log + "; exit 0' TERM; echo up > " +
-                                                 log + "; while true; do sleep 0.02; done"),
-                              quick());
+    SupervisorProcess process(
+        shell("child", "trap 'sleep 0.3; echo drained >> " + log + "; exit 0' TERM; echo up > " + log +
+                           "; while true; do sleep 0.02; done"),
+        quick());
     ::signal(SIGHUP, before);
     ASSERT_TRUE(eventually([&] { return lines(log) == 1; }));
+    // One from the kernel, one from the shell. The second must not cut the drain short.
+    ::kill(process.pid(), SIGHUP);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
     ::kill(process.pid(), SIGHUP);
     if (ignored) {
       std::this_thread::sleep_for(std::chrono::milliseconds(200));
