@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "cluster/group_client.h"
+#include "gateway/boot_total.h"
 #include "gateway/internal/post_batch.h"
 #include "gateway/journal.h"
 #include "gateway/prefix_map.h"
@@ -46,6 +47,9 @@ struct Slot {
   uint64_t boots_seen = 0;
   cluster::GroupInfo info;
   engine::GroupLoad load;
+  bool load_known = false;    // of this process
+  BootTotal generated;        // tokens, as far as they are in fresh_tokens
+  uint64_t fresh_tokens = 0;  // generated since rates were measured last
 
   bool progressing(double now_s, double step_stalled_s) const {
     return connected && now_s - heard_s < kHeartbeatStale_s && now_s - progressed_s < step_stalled_s;
@@ -134,6 +138,7 @@ class DispatcherImpl final : public Dispatcher {
            .connected = slot->connected,
            .progressing = slot->progressing(now_s, options_.step_stalled_s),
            .restarts = std::max(slot->info.restarts, slot->boots_seen == 0 ? 0 : slot->boots_seen - 1),
+           .boot_id = slot->info.boot_id,
            .load = slot->load});
     }
     return all;
@@ -178,6 +183,10 @@ class DispatcherImpl final : public Dispatcher {
                           .refused_unavailable = counters_.refused_unavailable.load()};
     int placed = 0;
     for (const auto& slot : slots_) placed += slot->live.load();
+    {
+      const std::lock_guard lock(retry_mutex_);
+      stats.tokens_per_s = retry_after_.tokens_per_s();
+    }
     stats.homeless = stats.live > static_cast<size_t>(placed) ? stats.live - static_cast<size_t>(placed) : 0;
     return stats;
   }
@@ -343,13 +352,13 @@ class DispatcherImpl final : public Dispatcher {
   }
 
   void measure_rates(double now_s) {
-    uint64_t generated = 0;
+    uint64_t fresh = 0;
     for (const auto& slot : slots_) {
       const std::lock_guard lock(slot->mutex);
-      if (slot->connected) generated += slot->load.generated_tokens;
+      fresh += std::exchange(slot->fresh_tokens, 0);
     }
     const std::lock_guard lock(retry_mutex_);
-    retry_after_.observe(now_s, generated);
+    retry_after_.observe(now_s, fresh);
   }
 
   // ---- news from the groups (each group's own thread) ----
@@ -362,9 +371,13 @@ class DispatcherImpl final : public Dispatcher {
       if (slot.boots_seen == 0 || slot.info.boot_id != info.boot_id) {
         ++slot.boots_seen;
         prefixes_.forget_group(group);
+        slot.load = {};
+        slot.load_known = false;
       }
+      // A connection that was lost and found again is not a new process: its totals go on. What ran, it has
+      // cancelled.
+      slot.load.running = slot.load.waiting = 0;
       slot.info = info;
-      slot.load = {};
       slot.connected = slot.ever_connected = true;
       slot.heard_s = slot.progressed_s = slot.last_up_s = now_s;
     }
@@ -427,6 +440,9 @@ class DispatcherImpl final : public Dispatcher {
       const bool working = slot.live.load() > 0 || load.running + load.waiting > 0;
       if (load.steps != slot.load.steps || !working) slot.progressed_s = now_s;
       slot.heard_s = now_s;
+      // What it had made before we first heard of it was not made just now.
+      const uint64_t more = slot.generated.grown(slot.info.boot_id, load.generated_tokens);
+      if (std::exchange(slot.load_known, true)) slot.fresh_tokens += more;
       slot.load = load;
     }
     bool freed = false;
@@ -517,7 +533,7 @@ class DispatcherImpl final : public Dispatcher {
   std::atomic<bool> draining_{false};
   std::atomic<uint64_t> next_id_{1};
 
-  std::mutex retry_mutex_;
+  mutable std::mutex retry_mutex_;
   RetryAfter retry_after_;  // guarded by retry_mutex_
 
   std::mutex homeless_mutex_;  // guards below; the last in order

@@ -39,10 +39,11 @@ struct DispatcherOptions {
   double step_stalled_s = 15;
 };
 
-struct DispatcherStats {  // totals since start, but for the first two
+struct DispatcherStats {  // totals since start, but for the first two and the rate
   size_t live = 0, homeless = 0;
   uint64_t started = 0, finished = 0, cancelled = 0, failed = 0, resumes = 0;
   uint64_t refused_full = 0, refused_unavailable = 0;
+  double tokens_per_s = 0;  // of all groups over the last seconds: what Retry-After is computed from
 };
 
 // A group is believed to work if it was heard within this (13 heartbeats), and steps advance

@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <mutex>
+
 #include "cluster/testing/fixture.h"
 
 namespace millrace::gateway {
@@ -200,6 +203,50 @@ TEST_F(DispatcherTest, OverloadIsRefusedWithAComputedTime) {
   EXPECT_EQ(refused, 20);
   for (const Stream& stream : streams) expect_undisturbed(stream);
   EXPECT_TRUE(start(99, 5).id);
+}
+
+// Tokens that a group made before we heard of it, or that we learn of a second time, are no rate: Retry-After
+// would promise everybody a place at once.
+TEST_F(DispatcherTest, OnlyWhatIsMadeNowCountsAsRate) {
+  serve(0);
+  connect(1);
+  std::vector<Stream> streams;
+  for (uint64_t seed = 1; seed <= 8; ++seed) streams.push_back(start(seed, 500));
+  for (const Stream& stream : streams) expect_undisturbed(stream);
+  EXPECT_TRUE(eventually([&] { return dispatcher_->stats().tokens_per_s > 10; }));
+  dispatcher_.reset();
+  connect(1);  // as after the gateway's death: the group lives on, with its totals
+  ASSERT_TRUE(eventually([&] { return dispatcher_->groups()[0].load.generated_tokens == 4000; }));
+  for (int i = 0; i < 30; ++i) {
+    EXPECT_EQ(dispatcher_->stats().tokens_per_s, 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
+// The group cuts a gateway off that leaves too much unread. It lives on, and so do its totals.
+TEST_F(DispatcherTest, ALostConnectionTakesNothingFromAGroupsTotals) {
+  FakeEngine::Script script;
+  script.step_time = std::chrono::milliseconds(10);
+  servers_.resize(1);
+  servers_[0] = serve_fake(address(0), 0, script, small_engine(), 1 * kMiB);
+  connect(1);
+  std::vector<Stream> streams;
+  for (uint64_t seed = 1; seed <= 4; ++seed) streams.push_back(start(seed, 100));
+  for (const Stream& stream : streams) ASSERT_TRUE(stream.got->wait_tokens(10));
+  const uint64_t boot_id = dispatcher_->groups()[0].boot_id;
+  *script.burst_bytes = 2 * kMiB;
+  uint64_t most = 10;
+  EXPECT_TRUE(eventually([&] {
+    const uint64_t now = dispatcher_->groups()[0].load.generated_tokens;
+    EXPECT_GE(now, most);
+    most = std::max(most, now);
+    return std::all_of(streams.begin(), streams.end(), [](const Stream& stream) {
+      return stream.got->finish() != engine::FinishReason::none;
+    });
+  }));
+  for (const Stream& stream : streams) expect_undisturbed(stream);
+  EXPECT_GE(dispatcher_->stats().resumes, 4u);
+  EXPECT_EQ(dispatcher_->groups()[0].boot_id, boot_id);
 }
 
 TEST_F(DispatcherTest, JournalBytesAreBounded) {

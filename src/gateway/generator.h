@@ -17,6 +17,7 @@ struct GroupStatus {
   bool connected = false;
   bool progressing = false;   // idle, or finishing steps: the truth behind /health/ready
   uint64_t restarts = 0;
+  uint64_t boot_id = 0;       // of the process whose totals `load` has; 0: none was seen yet
   engine::GroupLoad load;     // last published
 };
 

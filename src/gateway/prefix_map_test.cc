@@ -1,4 +1,5 @@
 #include "gateway/prefix_map.h"
+#include "gateway/boot_total.h"
 
 #include <gtest/gtest.h>
 
@@ -63,8 +64,8 @@ TEST(PrefixMap, IsBoundedAndForgetsTheOldest) {
 TEST(RetryAfter, FollowsTheMeasuredRate) {
   RetryAfter retry;
   double now_s = 100;
-  uint64_t tokens = 0;
-  for (int i = 0; i < 600; ++i) retry.observe(now_s += 0.1, tokens += 100);  // 1,000 tokens/s
+  for (int i = 0; i < 600; ++i) retry.observe(now_s += 0.1, 100);  // 1,000 tokens/s
+  EXPECT_NEAR(retry.tokens_per_s(), 1000, 1);
   for (int i = 0; i < 200; ++i) retry.finished(4000);                        // so 4 s a reply
   EXPECT_NEAR(retry.promise(now_s), 4, 0.1);
   EXPECT_NEAR(retry.promise(now_s), 8, 0.2);  // the next caller gets the next place
@@ -76,9 +77,20 @@ TEST(RetryAfter, IsBoundedWithoutData) {
   RetryAfter retry;
   EXPECT_GE(retry.promise(1), 1);
   EXPECT_LE(retry.promise(1), 60);
-  retry.observe(2, 1000000);
-  retry.observe(3, 5);  // a restart: the sum fell
+  retry.observe(2, 1000000);  // over no time that is known
+  retry.observe(3, 0);
+  EXPECT_EQ(retry.tokens_per_s(), 0);
   EXPECT_LE(retry.promise(3), 60);
+}
+
+TEST(BootTotal, GrowsWithinALifeAndStartsAgainWithTheNext) {
+  BootTotal total;
+  EXPECT_EQ(total.grown(1, 3), 3u);
+  EXPECT_EQ(total.grown(1, 3), 0u);
+  EXPECT_EQ(total.grown(1, 0), 0u) << "not known for a moment";
+  EXPECT_EQ(total.grown(1, 5), 2u);
+  EXPECT_EQ(total.grown(2, 6), 6u) << "another life, which has come further already";
+  EXPECT_EQ(total.grown(3, 1), 1u);
 }
 
 }  // namespace

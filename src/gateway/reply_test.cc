@@ -344,11 +344,30 @@ TEST_F(Reply, MetricsCountWhatHappened) {
         "millrace_generations_in_flight{model_name=\"fake\"} 0",
         "route=\"/v1/chat/completions\",status=\"400\"} 1"})
     EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text;
-  client.send(http_get("/metrics"));
-  const std::string again = client.read_response().body;  // the groups' totals are the same, so are the sums
-  for (const char* line : {"vllm:num_preemptions_total{model_name=\"fake\"} 3",
-                           "millrace_expert_rows_total{group=\"0\",layer=\"4\"} 96"})
-    EXPECT_NE(again.find(line), std::string::npos) << line << "\n" << again;
+}
+
+// A group's totals start again with its process, and are unknown for a moment when a connection was lost:
+// neither may take from the sums or add twice.
+TEST_F(Reply, MetricsAddUpAGroupsLives) {
+  const auto expect_sums = [&](int preemptions, int drafts, const char* when) {
+    RawClient client(server_->port());
+    client.send(http_get("/metrics"));
+    const std::string text = client.read_response().body;
+    for (const std::string& line :
+         {"vllm:num_preemptions_total{model_name=\"fake\"} " + std::to_string(preemptions) + "\n",
+          "millrace_expert_rows_total{group=\"0\",layer=\"4\"} " + std::to_string(32 * preemptions) + "\n",
+          "millrace_spec_decode_drafts_total{model_name=\"fake\"} " + std::to_string(drafts) + "\n"})
+      EXPECT_NE(text.find(line), std::string::npos) << when << ": " << line << text;
+  };
+  expect_sums(3, 10, "at first");
+  expect_sums(3, 10, "nothing new");
+  generator_->preemptions = 0;
+  expect_sums(3, 10, "not known");
+  generator_->preemptions = 4;
+  expect_sums(4, 11, "known again");
+  generator_->boot_id = 2;
+  generator_->preemptions = 5;
+  expect_sums(9, 23, "another life, which has come further already");
 }
 
 }  // namespace

@@ -9,17 +9,16 @@ namespace millrace::gateway {
 
 class RetryAfter {
  public:
-  // The groups' generated tokens, summed, at a moment; call it a few times a second.
-  void observe(double now_s, uint64_t generated_tokens) {
-    if (last_s_ > 0 && now_s > last_s_ &&
-        generated_tokens >= last_tokens_) {  // less: a group went or restarted
-      const double rate = static_cast<double>(generated_tokens - last_tokens_) / (now_s - last_s_);
+  // The tokens that all groups have generated since the last call; call it a few times a second.
+  void observe(double now_s, uint64_t new_tokens) {
+    if (last_s_ > 0 && now_s > last_s_) {
+      const double rate = static_cast<double>(new_tokens) / (now_s - last_s_);
       const double weight = std::min(1.0, (now_s - last_s_) / kWindow_s);
       tokens_per_s_ += weight * (rate - tokens_per_s_);
     }
     last_s_ = now_s;
-    last_tokens_ = generated_tokens;
   }
+  double tokens_per_s() const { return tokens_per_s_; }  // over the last seconds
   void finished(int64_t reply_tokens) {
     tokens_per_reply_ +=
         0.05 * (static_cast<double>(reply_tokens) - tokens_per_reply_);  // of the last 20 or so
@@ -35,7 +34,6 @@ class RetryAfter {
   static constexpr double kWindow_s = 5;
   static constexpr double kMin_s = 1, kMax_s = 60;
   double last_s_ = 0;
-  uint64_t last_tokens_ = 0;
   double tokens_per_s_ = 0;
   double tokens_per_reply_ = 128;  // until some finish
   double next_place_s_ = 0;

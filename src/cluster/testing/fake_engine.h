@@ -26,6 +26,8 @@ class FakeEngine final : public engine::Engine {
     std::chrono::microseconds step_time{1000};
     size_t text_bytes_per_token = 0;  // padding, to make big events
     std::shared_ptr<std::atomic<bool>> frozen = std::make_shared<std::atomic<bool>>(false);  // true: no steps
+    // Bytes too many in the next event's text: above the server's max_queued_bytes, they end the session.
+    std::shared_ptr<std::atomic<size_t>> burst_bytes = std::make_shared<std::atomic<size_t>>(0);
     std::function<void(const engine::GenerateRequest&)> on_submit;  // may _exit, to play a request that kills
   };
 
@@ -157,6 +159,7 @@ class FakeEngine final : public engine::Engine {
       const size_t end = done ? sequence.tokens.size() : releasable(sequence.tokens);
       event.text = text_of(sequence.tokens, end, script_.text_bytes_per_token, sequence.shown);
       sequence.shown = end;
+      event.text.append(script_.burst_bytes->exchange(0), '!');
       if (done)
         event.finish =
             sequence.tokens.back() == kEos ? engine::FinishReason::stop : engine::FinishReason::length;

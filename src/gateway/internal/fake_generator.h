@@ -115,17 +115,20 @@ class FakeGenerator final : public Generator {
 
   std::vector<GroupStatus> groups() const override {
     const std::lock_guard lock(mutex_);
-    return {{.id = GroupId(0),
-             .connected = true,
-             .progressing = is_ready,
-             .restarts = 1,
-             .load = {.steps = 7,
-                      .running = static_cast<int>(live_.size()),
-                      .kv_pages_total = 100,
-                      .kv_pages_free = 75,
-                      .preemptions = 3,
-                      .drafts = {{.proposed = 10, .accepted = 8}, {.proposed = 10, .accepted = 5}},
-                      .experts = {{.layer = 4, .rows = 96, .busiest_rows = 15, .imbalance = 1.25f}}}}};
+    return {
+        {.id = GroupId(0),
+         .connected = true,
+         .progressing = is_ready,
+         .restarts = 1,
+         .boot_id = boot_id,
+         .load = {
+             .steps = 7,
+             .running = static_cast<int>(live_.size()),
+             .kv_pages_total = 100,
+             .kv_pages_free = 75,
+             .preemptions = preemptions,
+             .drafts = {{.proposed = 7 + preemptions, .accepted = 8}, {.proposed = 10, .accepted = 5}},
+             .experts = {{.layer = 4, .rows = 32 * preemptions, .busiest_rows = 15, .imbalance = 1.25f}}}}};
   }
   bool ready() const override { return is_ready; }
 
@@ -158,6 +161,7 @@ class FakeGenerator final : public Generator {
 
   std::atomic<bool> hold{false};  // no steps: only emit() answers
   std::atomic<bool> is_ready{true};
+  std::atomic<uint64_t> boot_id{1}, preemptions{3};  // of its group's load
   std::atomic<int> cancelled{0};
 
  private:

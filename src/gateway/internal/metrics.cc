@@ -10,6 +10,8 @@
 #include <mutex>
 #include <sstream>
 
+#include "gateway/boot_total.h"
+
 namespace millrace::gateway {
 namespace {
 
@@ -231,13 +233,12 @@ class PrometheusMetrics final : public Metrics {
   // A group's totals when they were last read: they start again from 0 when the group does, and our sums must
   // not.
   struct Seen {
-    uint64_t preemptions = 0;
-    std::map<int, std::pair<uint64_t, uint64_t>> expert_rows;  // by layer: all, the busiest expert's
+    BootTotal preemptions;
+    std::map<int, std::pair<BootTotal, BootTotal>> expert_rows;  // by layer: all, the busiest expert's
+    std::map<size_t, std::pair<BootTotal, BootTotal>> drafts;    // by place: proposed, accepted
   };
-  static double grown(uint64_t& seen, uint64_t total) {
-    const uint64_t before = total >= seen ? seen : 0;
-    seen = total;
-    return static_cast<double>(total - before);
+  static double grown(const GroupStatus& group, BootTotal& seen, uint64_t total) {
+    return static_cast<double>(seen.grown(group.boot_id, total));
   }
 
   void read_groups(const Generator& generator) {
@@ -258,11 +259,11 @@ class PrometheusMetrics final : public Metrics {
         by_layer["layer"] = std::to_string(mixture.layer);
         expert_imbalance_->Add(by_layer).Set(static_cast<double>(mixture.imbalance));
         auto& [rows, busiest_rows] = seen.expert_rows[mixture.layer];
-        expert_rows_->Add(by_layer).Increment(grown(rows, mixture.rows));
-        expert_busiest_rows_->Add(by_layer).Increment(grown(busiest_rows, mixture.busiest_rows));
+        expert_rows_->Add(by_layer).Increment(grown(group, rows, mixture.rows));
+        expert_busiest_rows_->Add(by_layer).Increment(grown(group, busiest_rows, mixture.busiest_rows));
       }
-      read_drafts(group);
-      const double preemptions = grown(seen.preemptions, group.load.preemptions);
+      read_drafts(group, seen);
+      const double preemptions = grown(group, seen.preemptions, group.load.preemptions);
       preemptions_.each([&](Counter& c) { c.Increment(preemptions); });
       if (!group.connected) continue;
       running += group.load.running;
@@ -278,16 +279,13 @@ class PrometheusMetrics final : public Metrics {
     kv_usage_.each([&](Gauge& g) { g.Set(with_pages > 0 ? usage / with_pages : 0); });
   }
 
-  // By place too: how many guesses deep it pays. Totals start again with the group, these do not.
-  void read_drafts(const GroupStatus& group) {
-    auto& seen = drafts_seen_[group.id.value];
+  // By place too: how many guesses deep it pays.
+  void read_drafts(const GroupStatus& group, Seen& seen) {
     const auto& now = group.load.drafts;
-    if (now.empty()) return;
-    if (seen.size() > now.size() || (!seen.empty() && now[0].proposed < seen[0].proposed)) seen.clear();
-    seen.resize(now.size());
     for (size_t place = 0; place < now.size(); ++place) {
-      const auto proposed = static_cast<double>(now[place].proposed - seen[place].proposed);
-      const auto accepted = static_cast<double>(now[place].accepted - seen[place].accepted);
+      auto& [seen_proposed, seen_accepted] = seen.drafts[place];
+      const double proposed = grown(group, seen_proposed, now[place].proposed);
+      const double accepted = grown(group, seen_accepted, now[place].accepted);
       const Labels labels = {{"model_name", model_name_}, {"position", std::to_string(place)}};
       if (place == 0) drafts_.each([&](Counter& c) { c.Increment(proposed); });
       draft_tokens_.each([&](Counter& c) { c.Increment(proposed); });
@@ -295,7 +293,6 @@ class PrometheusMetrics final : public Metrics {
       for (auto* by_place : {accepted_by_place_, vllm_accepted_by_place_})
         if (by_place != nullptr) by_place->Add(labels).Increment(accepted);
     }
-    seen = now;
   }
 
   const std::string model_name_;
@@ -313,8 +310,7 @@ class PrometheusMetrics final : public Metrics {
   Both<Histogram> ttft_, itl_, tpot_, e2e_, queue_, prefill_, decode_, prompt_size_, generation_size_;
 
   std::mutex mutex_;
-  std::map<uint32_t, Seen> seen_;                                    // guarded by mutex_, by group
-  std::map<uint32_t, std::vector<engine::DraftCount>> drafts_seen_;  // likewise
+  std::map<uint32_t, Seen> seen_;  // guarded by mutex_, by group
 };
 
 }  // namespace
