@@ -111,6 +111,33 @@ TEST_F(DispatcherTest, StreamsWaitForTheOnlyGroup) {
   EXPECT_EQ(dispatcher_->groups()[0].restarts, 3u);
 }
 
+// What is resumed is the request that was asked for, whole, with the tokens that were said.
+TEST_F(DispatcherTest, AResumedRequestIsTheSameRequest) {
+  std::mutex mutex;
+  std::vector<engine::GenerateRequest> seen;
+  FakeEngine::Script script;
+  script.on_submit = [&](const engine::GenerateRequest& request) {
+    const std::lock_guard lock(mutex);
+    seen.push_back(request);
+  };
+  serve(0, script);
+  connect(1);
+  Stream stream{.request = make_request(1, 300)};
+  stream.request.stop.strings = {"never said"};
+  stream.request.reasoning = {"<think>", "</think>", engine::ReasoningFormat::Start::inside};
+  stream.id = dispatcher_->start(stream.request,
+                                 [got = stream.got](engine::GenerateEvent e) { got->add(std::move(e)); });
+  ASSERT_TRUE(stream.got->wait_tokens(20));
+  kill(0);
+  serve(0, script);
+  expect_undisturbed(stream);
+  const std::lock_guard lock(mutex);
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen[1].reasoning, stream.request.reasoning);
+  EXPECT_EQ(seen[1].stop.strings, stream.request.stop.strings);
+  EXPECT_GE(seen[1].resumed.size(), 20u);
+}
+
 TEST_F(DispatcherTest, CancelIsSilentAndFreesTheGroup) {
   serve(0);
   connect(1);

@@ -373,6 +373,85 @@ TEST(EngineCore, ResumedRequestsGoOnExactlyThere) {
   EXPECT_TRUE(done.replies[1].tokens.empty());
 }
 
+// Says a given reply, a byte a token, after a prompt of so many tokens.
+class ScriptedModel final : public StepModel {
+ public:
+  ScriptedModel(std::string reply, int64_t prompt)
+      : reply_(std::move(reply)), prompt_(prompt), logits_(kVocab) {}
+  int vocab_size() const override { return kVocab; }
+  int max_rows() const override { return 64; }
+  int max_logit_rows() const override { return 1; }
+  int threads() const override { return 1; }
+  const float* logits(int) const override { return logits_.data(); }
+  void parallel(int count, const std::function<void(int, int)>& f) override {
+    for (int index = 0; index < count; ++index) f(index, 0);
+  }
+  void run(const StepBatch& batch, std::byte*) override {
+    if (batch.logit_rows.empty()) return;
+    const StepSegment& segment = batch.segments[0];
+    const auto at = segment.first_position + batch.logit_rows[0] - segment.row_begin + 1 - prompt_;
+    std::ranges::fill(logits_, 0.0f);
+    logits_.at(static_cast<unsigned char>(reply_.at(static_cast<size_t>(at)))) = 100;
+  }
+
+ private:
+  const std::string reply_;
+  const int64_t prompt_;
+  std::vector<float> logits_;
+};
+
+// A group may die between any two tokens of a thought, of its markers or of the answer.
+TEST(EngineCore, AResumedThoughtGoesOnExactlyThere) {
+  using Start = ReasoningFormat::Start;
+  struct Case {
+    std::string reply;
+    Start start;
+    std::string text;
+  };
+  const Case cases[] = {{"\n<think>a STOP b</think>\nc ST <think> STOP d", Start::may_open,
+                         "\n<think>a STOP b</think>\nc ST <think> "},
+                        {"a STOP </thin</think>b STOP c", Start::inside, "a STOP </thin</think>b "},
+                        {" <thin STO STOP c", Start::may_open, " <thin STO "},
+                        {"a</think> STOP", Start::answer, "a</think> "}};
+  const std::vector<TokenId> prompt = {1, 2, 3};
+  // The reply's text after `tokens` of them (-1: the whole), of a request that goes on after `resumed`.
+  const auto say = [&](const Case& c, std::vector<TokenId> resumed, int64_t tokens) {
+    ScriptedModel model(c.reply, static_cast<int64_t>(prompt.size()));
+    KvPool pool = KvPool::create(8, FakeModel::kPageBytes).value();
+    int64_t now = 0;
+    EngineCore core(model, pool, std::make_shared<ByteTokenizer>(), kernels::row_kernels(),
+                    {.max_model_len = 200,
+                     .scheduler = {.max_sequences = 1, .max_rows = 64},
+                     .eos = {kEos},
+                     .now_ns = [&now] { return ++now; }});
+    GenerateRequest request = request_of(1, prompt, 0);
+    request.sampling.temperature = 0;
+    request.stop.strings = {"STOP"};
+    request.reasoning = {"<think>", "</think>", c.start};
+    request.resumed = std::move(resumed);
+    std::vector<GenerateEvent> events;
+    Replies replies;
+    core.add(request, events);
+    while (!core.idle() && static_cast<int64_t>(replies[1].tokens.size()) != tokens) {
+      core.step(events);
+      replies.take(events);
+      events.clear();
+    }
+    return replies[1];
+  };
+  for (const Case& c : cases) {
+    const Reply whole = say(c, {}, -1);
+    EXPECT_EQ(whole.text, c.text);
+    EXPECT_EQ(whole.stop_match, "STOP");
+    for (size_t k = 0; k < whole.tokens.size(); ++k) {
+      const Reply before = say(c, {}, static_cast<int64_t>(k));
+      const Reply rest = say(c, before.tokens, -1);
+      EXPECT_EQ(before.text + rest.text, whole.text) << "killed after " << k << " tokens of " << c.reply;
+      EXPECT_EQ(rest.stop_match, "STOP");
+    }
+  }
+}
+
 TEST(EngineCore, RefusesWhatCannotFit) {
   Rig rig(16, {}, 100);
   rig.add(request_of(1, std::vector<TokenId>(100, 5), 1));
