@@ -7,6 +7,8 @@
 #include "base/json.h"
 #include "gateway/internal/api.h"
 #include "gateway/internal/embedded_files.h"
+#include "gateway/internal/fake_generator.h"
+#include "gateway/internal/generation_plan.h"
 
 namespace millrace::gateway {
 namespace {
@@ -56,6 +58,33 @@ void check_references(const json::value& doc, const json::value& value) {
 }
 
 TEST(OpenApi, ReferencesLeadSomewhere) { check_references(document(), document()); }
+
+// A field that is described is read: a value of a kind that it cannot have (nothing may be both a number and
+// an object) is refused by its name. What nobody reads would be ignored, whatever it says.
+TEST(OpenApi, DescribedFieldsAreRead) {
+  const ServedModel model = fake_served_model();
+  const json::value doc = document();
+  for (const bool chat : {true, false}) {
+    const json::object& schema = doc.at("components")
+                                     .at("schemas")
+                                     .at(chat ? "ChatRequest" : "CompletionRequest")
+                                     .at("properties")
+                                     .as_object();
+    EXPECT_GT(schema.size(), 30u);
+    for (const auto& [name, description] : schema) {
+      bool read = false;
+      for (const json::value& wrong : {json::value(7), json::value(json::object{{"x", 1}})}) {
+        json::object body =
+            chat ? json::object{{"messages", json::array{json::object{{"role", "user"}, {"content", "hi"}}}}}
+                 : json::object{{"prompt", "hi"}};
+        body[name] = wrong;
+        const auto plan = chat ? plan_chat(body, model) : plan_completion(body, model);
+        read |= !plan && plan.error().param == std::string_view(name);
+      }
+      EXPECT_TRUE(read) << (chat ? "chat: " : "completions: ") << name;
+    }
+  }
+}
 
 TEST(OpenApi, ThePageCarriesItsStyleAndScript) {
   EXPECT_NE(kChatPage.find("<style>"), kChatPage.npos);
