@@ -109,6 +109,8 @@ TEST(RequestTable, RefusalsNameTheField) {
       {true, R"("echo":true)", "echo", "unsupported_parameter"},
       {true, R"("modalities":["audio"])", "modalities", "unsupported_parameter"},
       {true, R"("chat_template":"{{ x }}")", "chat_template", "unsupported_parameter"},
+      {true, R"("chat_template":"none")", "chat_template", "unsupported_parameter"},
+      {true, R"("guided_regex":"none")", "guided_regex", "unsupported_parameter"},
       {true, R"("guided_json":{"type":"object"})", "guided_json", "unsupported_parameter"},
       {true, R"("priority":1e12)", "priority"},
       {true, R"("continue_final_message":true,"add_generation_prompt":true)", "continue_final_message"},
@@ -166,11 +168,12 @@ TEST(RequestTable, MessagesAreCheckedOneByOne) {
 
 TEST(RequestTable, WhatAsksForNothingIsNotRefused) {
   for (const char* fields :
-       {R"("tools":[])", R"("tools":null,"tool_choice":"none")", R"("response_format":{"type":"text"})",
-        R"("store":false)", R"("service_tier":"default")", R"("service_tier":"auto")", R"("n":1,"best_of":1)",
-        R"("parallel_tool_calls":true)", R"("unknown_field":{"a":[1]})", R"("stop":null)",
-        R"("logit_bias":null)", R"("user":"u","metadata":{"a":"b"})", R"("modalities":["text"])",
-        R"("top_k":-1)", R"("max_tokens":10.0)"})
+       {R"("tools":[])", R"("tools":null,"tool_choice":"none")", R"("functions":[],"function_call":"none")",
+        R"("response_format":{"type":"text"})", R"("store":false)", R"("service_tier":"default")",
+        R"("service_tier":"auto")", R"("n":1,"best_of":1)", R"("parallel_tool_calls":true)",
+        R"("unknown_field":{"a":[1]})", R"("stop":null)", R"("logit_bias":null)",
+        R"("user":"u","metadata":{"a":"b"})", R"("modalities":["text"])", R"("top_k":-1)",
+        R"("max_tokens":10.0)"})
     EXPECT_TRUE(chat_with(fields).has_value()) << fields << chat_with(fields).error().message;
   EXPECT_TRUE(completion_with(R"("suffix":"")").has_value());
 }

@@ -129,13 +129,13 @@ Expected<const json::array*> Fields::array(std::string_view name, size_t max_siz
   return &array;
 }
 
-Expected<void> Fields::unsupported(std::string_view name) const {
+Expected<void> Fields::unsupported(std::string_view name, std::string_view nothing) const {
   const json::value* value = find(name);
   if (!value) return {};
   if (value->is_bool() && !value->get_bool()) return {};
   if (value->is_array() && value->get_array().empty()) return {};
   if (value->is_object() && value->get_object().empty()) return {};
-  if (value->is_string() && value->get_string() == "none") return {};
+  if (!nothing.empty() && value->is_string() && value->get_string() == nothing) return {};
   return refuse(Code::invalid_argument, fmt::format("'{}' is not supported by this server", param(name)),
                 "unsupported_parameter", param(name));
 }

@@ -30,8 +30,8 @@ class Fields {
   Expected<const json::array*> array(std::string_view name, size_t max_size) const;
 
   // Refuses a field that this server knows but does not serve, unless its value asks for nothing (null,
-  // false, "none", an empty array or object).
-  Expected<void> unsupported(std::string_view name) const;
+  // false, an empty array or object, or the word `nothing` where the field has one).
+  Expected<void> unsupported(std::string_view name, std::string_view nothing = {}) const;
 
  private:
   const json::object& object_;

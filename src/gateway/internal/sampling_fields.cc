@@ -44,7 +44,7 @@ constexpr std::string_view kUnsupported[] = {"tools",
 Expected<void> refuse_unsupported(const Fields& fields) {
   for (const std::string_view name : kUnsupported) {
     if (name == "suffix" && fields.has(name) && MR_TRY(fields.string(name, "", SIZE_MAX)).empty()) continue;
-    MR_TRY(fields.unsupported(name));
+    MR_TRY(fields.unsupported(name, name == "tool_choice" || name == "function_call" ? "none" : ""));
   }
   if (const json::object* format = MR_TRY(fields.object("response_format"))) {
     const std::string type = MR_TRY(Fields(*format, "response_format.").string("type", "text", kMaxTagBytes));
