@@ -40,7 +40,7 @@ GenerateRequest full_request() {
   request.skip_special_tokens = false;
   request.priority = -4;
   request.cache_salt = "salt";
-  request.reasoning = {"<think>", "</think>", engine::ReasoningFormat::Start::inside};
+  request.reasoning = {"<think>", "</think>", engine::ReasoningFormat::Start::inside, "</th"};
   return request;
 }
 

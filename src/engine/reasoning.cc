@@ -1,5 +1,7 @@
 #include "engine/reasoning.h"
 
+#include <algorithm>
+
 namespace millrace::engine {
 namespace {
 
@@ -21,6 +23,14 @@ ReasoningSplitter::ReasoningSplitter(const ReasoningFormat& format)
     if (close_[i] == close_[border]) ++border;
     fallback_[i + 1] = static_cast<uint8_t>(border);
   }
+  ReplyParts said;
+  push(format.begun, said);
+  begun_ = state_ == State::before ? held_.size() : matched_;
+}
+
+std::string_view ReasoningSplitter::begun() const {
+  if (state_ == State::before) return std::string_view(held_).substr(blank_);
+  return state_ == State::inside ? std::string_view(close_).substr(0, matched_) : std::string_view();
 }
 
 void ReasoningSplitter::push(std::string_view piece, ReplyParts& out) {
@@ -48,12 +58,13 @@ void ReasoningSplitter::before(char byte, ReplyParts& out) {
   const size_t seen = held_.size() - blank_;
   if (byte != open_[seen - 1]) {
     state_ = State::answer;
-    out.answer += held_;
+    out.answer.append(held_, begun_);
     held_.clear();
   } else if (seen == open_.size()) {
     state_ = State::inside;
     opened_ = true;
     held_.clear();
+    begun_ = 0;
   }
 }
 
@@ -61,13 +72,19 @@ void ReasoningSplitter::before(char byte, ReplyParts& out) {
 void ReasoningSplitter::inside(char byte, ReplyParts& out) {
   while (matched_ > 0 && close_[matched_] != byte) {
     const size_t shorter = fallback_[matched_];
-    for (size_t i = 0; i < matched_ - shorter; ++i) think(close_[i], out);
+    unmatch(matched_ - shorter, out);
     matched_ = shorter;
   }
   if (close_[matched_] != byte) return think(byte, out);
   if (++matched_ < close_.size()) return;
   state_ = State::after;
   held_.clear();
+}
+
+void ReasoningSplitter::unmatch(size_t count, ReplyParts& out) {
+  const size_t said = std::min(begun_, count);
+  begun_ -= said;
+  for (size_t i = said; i < count; ++i) think(close_[i], out);
 }
 
 void ReasoningSplitter::think(char byte, ReplyParts& out) {
@@ -82,9 +99,9 @@ void ReasoningSplitter::think(char byte, ReplyParts& out) {
 }
 
 void ReasoningSplitter::finish(ReplyParts& out) {
-  if (state_ == State::before) out.answer += held_;
+  if (state_ == State::before) out.answer.append(held_, begun_);
   if (state_ == State::inside) {
-    for (size_t i = 0; i < matched_; ++i) think(close_[i], out);
+    unmatch(matched_, out);
     out.reasoning += held_;
   }
   held_.clear();

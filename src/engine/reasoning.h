@@ -26,6 +26,9 @@ struct ReasoningFormat {
   };
   std::string open, close;  // both empty: the model does not think, and all is the answer
   Start start = Start::may_open;
+  // The prompt ends within a marker (a message that is continued): with these first bytes of it. They decide
+  // with the reply what it is, but are no part of it.
+  std::string begun{};
 
   bool used() const { return !open.empty(); }
   bool operator==(const ReasoningFormat&) const = default;
@@ -46,15 +49,17 @@ class ReasoningSplitter {
 
   bool inside() const { return state_ == State::inside; }  // the thought has begun, and its end was not seen
   size_t undecided() const {
-    return state_ == State::before ? held_.size() : 0;
+    return state_ == State::before ? held_.size() - begun_ : 0;
   }                                        // bytes: thought or answer?
   bool opened() const { return opened_; }  // there was a thought, be it empty
+  std::string_view begun() const;          // how much of a marker ends the text so far
 
  private:
   enum class State { before, inside, after, answer };
   void before(char byte, ReplyParts& out);
   void inside(char byte, ReplyParts& out);
   void think(char byte, ReplyParts& out);
+  void unmatch(size_t count, ReplyParts& out);  // the first of what was matched are thought
 
   std::string open_, close_;
   std::vector<uint8_t>
@@ -64,6 +69,7 @@ class ReasoningSplitter {
   std::string held_;                    // before: white space and the beginning of open_; inside: line ends
   size_t blank_ = 0;                    // before: how much of held_ is white space
   size_t matched_ = 0;                  // inside: how much of close_ ends the text so far
+  size_t begun_ = 0;                    // how much of held_ or of what is matched the prompt said
 };
 
 }  // namespace millrace::engine

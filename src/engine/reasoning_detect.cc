@@ -74,13 +74,22 @@ ReasoningFormat::Start reply_start(const ReasoningFormat& format,
   return tail.ends_with(format.open) ? Start::inside : Start::may_open;
 }
 
-ReasoningFormat::Start continued_start(const ReasoningFormat& format, std::string_view words) {
+ReasoningFormat continued_format(const ReasoningFormat& format, std::string_view words) {
   using Start = ReasoningFormat::Start;
+  words = words.substr(0, words.find_last_not_of(kBlank) + 1);
   ReasoningSplitter splitter(format);
   ReplyParts parts;
   splitter.push(words, parts);
-  if (splitter.inside()) return Start::inside;
-  return splitter.opened() || splitter.undecided() < words.size() ? Start::answer : Start::may_open;
+  ReasoningFormat continued = format;
+  continued.begun = splitter.begun();
+  if (splitter.inside()) {
+    continued.start = Start::inside;
+  } else if (splitter.opened() || splitter.undecided() < words.size()) {
+    continued.start = Start::answer;
+  } else {
+    continued.start = Start::may_open;
+  }
+  return continued;
 }
 
 }  // namespace millrace::engine

@@ -23,7 +23,8 @@ Expected<void> check_reasoning_parser(std::string_view parser);  // without a mo
 // not count.
 ReasoningFormat::Start reply_start(const ReasoningFormat& format,
                                    std::span<const model::RenderedSegment> prompt);
-// The same where the reply goes on after these words of the assistant (continue_final_message).
-ReasoningFormat::Start continued_start(const ReasoningFormat& format, std::string_view words);
+// The format of a reply that goes on after these words of the assistant (continue_final_message), which the
+// prompt ends with but for white space: how it begins, and what of a marker is said already.
+ReasoningFormat continued_format(const ReasoningFormat& format, std::string_view words);
 
 }  // namespace millrace::engine

@@ -53,11 +53,55 @@ TEST(ReasoningDetect, ThePromptsEndSaysHowTheReplyBegins) {
 
 TEST(ReasoningDetect, AContinuedMessageSaysItToo) {
   const ReasoningFormat format{"<think>", "</think>"};
-  EXPECT_EQ(continued_start(format, "<think>so far"), Start::inside);
-  EXPECT_EQ(continued_start(format, "\n<think>"), Start::inside);
-  EXPECT_EQ(continued_start(format, "<think>so</think> yes"), Start::answer);
-  EXPECT_EQ(continued_start(format, "yes, <think>"), Start::answer);
-  EXPECT_EQ(continued_start(format, " "), Start::may_open);
+  const auto continued = [&](std::string_view words) {
+    const ReasoningFormat made = continued_format(format, words);
+    EXPECT_EQ(made.open, format.open);
+    return std::pair(made.start, made.begun);
+  };
+  EXPECT_EQ(continued("<think>so far"), std::pair(Start::inside, std::string()));
+  EXPECT_EQ(continued("\n<think>"), std::pair(Start::inside, std::string()));
+  EXPECT_EQ(continued("<think>so</think> yes"), std::pair(Start::answer, std::string()));
+  EXPECT_EQ(continued("<think>so</think>"), std::pair(Start::answer, std::string()));
+  EXPECT_EQ(continued("yes, <think>"), std::pair(Start::answer, std::string()));
+  EXPECT_EQ(continued(" "), std::pair(Start::may_open, std::string()));
+  EXPECT_EQ(continued("\n<thi"), std::pair(Start::may_open, std::string("<thi")));
+  EXPECT_EQ(continued("<thi \n"), std::pair(Start::may_open, std::string("<thi")))
+      << "the prompt ends with the i";
+  EXPECT_EQ(continued("<think>so <</"), std::pair(Start::inside, std::string("</")));
+  EXPECT_FALSE(continued_format({}, "<think>").used());
+}
+
+TEST(ReasoningDetect, AContinuedReplyIsSplitAsIfItHadNotBeenCut) {
+  const ReasoningFormat think{"<think>", "</think>"}, borders{"<<a", "aabaa"};
+  struct Case {
+    const ReasoningFormat& format;
+    std::string_view words, reply, reasoning, answer;
+  };
+  const Case cases[] = {
+      {think, "<thi", "nk>why</think>x", "why", "x"},
+      {think, " \n<", "think>why</think>x", "why", "x"},
+      {think, "<thi", "s is it", "", "s is it"},
+      {think, "<", "html>", "", "html>"},
+      {think, "<thi", "", "", ""},
+      {think, "<think>a </thi", "nk>b", "", "b"},
+      {think, "<think>a </thi", "s b</think>c", "s b", "c"},
+      {think, "<think>a <", "</think>b", "", "b"},
+      {think, "<think>a </", "", "", ""},
+      {think, "<think>a</think", "></think>b", "", "</think>b"},
+      {borders, "<<axaaba", "abaab", "", "baab"},
+      {borders, "<<axaaba", "xaabaab", "x", "b"},
+      {borders, "<<axaa", "abaab", "", "b"},
+  };
+  for (const Case& c : cases)
+    for (size_t cut = 0; cut <= c.reply.size(); ++cut) {
+      ReasoningSplitter splitter(continued_format(c.format, c.words));
+      ReplyParts parts;
+      splitter.push(c.reply.substr(0, cut), parts);
+      splitter.push(c.reply.substr(cut), parts);
+      splitter.finish(parts);
+      EXPECT_EQ(parts.reasoning, c.reasoning) << c.words << " + " << c.reply << " at " << cut;
+      EXPECT_EQ(parts.answer, c.answer) << c.words << " + " << c.reply << " at " << cut;
+    }
 }
 
 }  // namespace

@@ -11,6 +11,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       {"<think>", "</think>"}, {"[unused16]", "[unused17]"}, {"a", "aabaa"}, {}};
   ReasoningFormat format = kFormats[data[0] & 3];
   format.start = static_cast<ReasoningFormat::Start>((data[0] >> 2) % 3);
+  const std::string& marker = format.start == ReasoningFormat::Start::inside ? format.close : format.open;
+  if (!marker.empty()) format.begun = marker.substr(0, (data[0] >> 4) % marker.size());
   ReasoningSplitter pieces(format), whole(format);
   ReplyParts by_pieces, by_whole;
   std::string text;

@@ -106,6 +106,10 @@ Expected<void> validate_request(const GenerateRequest& request, int vocab_size) 
     return invalid(fmt::format("reasoning markers of {} and {} bytes: both must have 1 to {}, or neither any",
                                reasoning.open.size(), reasoning.close.size(), kMaxMarkerBytes),
                    "reasoning");
+  if (reasoning.begun.size() > kMaxMarkerBytes)
+    return invalid(fmt::format("{} bytes of a marker are said already, at most {} are allowed",
+                               reasoning.begun.size(), kMaxMarkerBytes),
+                   "reasoning");
   if (request.cache_salt.size() > kMaxCacheSaltBytes)
     return invalid(fmt::format("cache_salt has {} bytes, at most {} are allowed", request.cache_salt.size(),
                                kMaxCacheSaltBytes),

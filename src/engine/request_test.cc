@@ -45,6 +45,9 @@ TEST(Request, EveryLimitIsNamed) {
   EXPECT_EQ(param_of([](auto& r) { r.stop.strings = {"\xC3"}; }), "stop");
   EXPECT_EQ(param_of([](auto& r) { r.stop.token_ids = {100}; }), "stop_token_ids");
   EXPECT_EQ(param_of([](auto& r) { r.top_logprobs = kMaxTopLogprobs + 1; }), "top_logprobs");
+  EXPECT_EQ(param_of([](auto& r) { r.reasoning.open = "<think>"; }), "reasoning");
+  EXPECT_EQ(param_of([](auto& r) { r.reasoning.begun = std::string(kMaxMarkerBytes + 1, '<'); }),
+            "reasoning");
   EXPECT_EQ(param_of([](auto& r) { r.prompt_logprobs = -2; }), "prompt_logprobs");
   EXPECT_EQ(param_of([](auto& r) { r.cache_salt = std::string(kMaxCacheSaltBytes + 1, 's'); }), "cache_salt");
 }

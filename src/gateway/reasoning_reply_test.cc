@@ -36,6 +36,7 @@ class Server {
     thread_.join();
   }
 
+  uint16_t port() const { return server_->port(); }
   RawResponse post(std::string_view fields) {
     RawClient client(server_->port());
     client.send(http_post("/v1/chat/completions", R"({"messages":[{"role":"user","content":"<think>hi"}])" +
@@ -153,6 +154,23 @@ TEST(ReasoningReply, SwitchesDecideHowTheReplyBegins) {
           .reasoning,
       "why")
       << "the request's own switches win";
+}
+
+// A reply that max_tokens cut within a marker is continued: the marker is still one.
+TEST(ReasoningReply, AMessageThatEndsWithinAMarkerGoesOn) {
+  Server server("nk>why</think>this");
+  const auto post = [&](std::string_view content) {
+    RawClient client(server.port());
+    client.send(http_post("/v1/chat/completions",
+                          R"({"continue_final_message":true,"messages":[{"role":"user","content":"hi"},)"
+                          R"({"role":"assistant","content":")" +
+                              std::string(content) + R"("}]})"));
+    return parse_json(client.read_response().body)->at("choices").at(0).at("message").as_object();
+  };
+  EXPECT_EQ(post("<thi").at("reasoning_content").as_string(), "why");
+  EXPECT_EQ(post("<thi").at("content").as_string(), "this");
+  EXPECT_EQ(post("<think>so </thi").at("content").as_string(), "why</think>this");
+  EXPECT_EQ(post("<b>").at("content").as_string(), "nk>why</think>this");
 }
 
 TEST(ReasoningReply, LogprobsHoldEveryTokenOnce) {

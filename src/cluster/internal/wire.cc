@@ -114,6 +114,7 @@ void to_wire(const GenerateRequest& request, wire::Submit* out) {
     reasoning->set_open(request.reasoning.open);
     reasoning->set_close(request.reasoning.close);
     reasoning->set_start(static_cast<int>(request.reasoning.start));
+    reasoning->set_begun(request.reasoning.begun);
   }
 }
 
@@ -156,7 +157,8 @@ Expected<GenerateRequest> from_wire(const wire::Submit& in) {
   request.cache_salt = in.cache_salt();
   if (in.has_reasoning())
     request.reasoning = {in.reasoning().open(), in.reasoning().close(),
-                         static_cast<engine::ReasoningFormat::Start>(in.reasoning().start())};
+                         static_cast<engine::ReasoningFormat::Start>(in.reasoning().start()),
+                         in.reasoning().begun()};
   return request;
 }
 

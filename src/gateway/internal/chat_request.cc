@@ -181,7 +181,7 @@ Expected<json::object> template_context(const Fields& fields, const ServedModel&
 }  // namespace
 
 Expected<std::vector<engine::TextSegment>> render_messages(const Fields& fields, const ServedModel& model,
-                                                           engine::ReasoningFormat::Start* start) {
+                                                           engine::ReasoningFormat* reasoning) {
   if (!model.chat_template)
     return refuse(Code::invalid_argument,
                   fmt::format("the model '{}' has no chat template; use /v1/completions with a prompt",
@@ -207,9 +207,12 @@ Expected<std::vector<engine::TextSegment>> render_messages(const Fields& fields,
     return std::unexpected(std::move(error));
   }
   if (go_on) MR_TRY(cut_after_final_message(*rendered, final_content));
-  if (start)
-    *start = go_on ? engine::continued_start(model.reasoning, final_content)
-                   : engine::reply_start(model.reasoning, *rendered);
+  if (reasoning && go_on) {
+    *reasoning = engine::continued_format(model.reasoning, final_content);
+  } else if (reasoning) {
+    *reasoning = model.reasoning;
+    reasoning->start = engine::reply_start(model.reasoning, *rendered);
+  }
   const bool parse_words = MR_TRY(fields.boolean("parse_special_tokens", false));
   std::vector<engine::TextSegment> segments;
   for (model::RenderedSegment& segment : *rendered)
@@ -227,8 +230,7 @@ Expected<GenerationPlan> plan_chat(const json::value& body, const ServedModel& m
   engine::GenerateRequest request;
   MR_TRY(fields.unsupported("echo"));
   MR_TRY(plan_sampling(fields, model, plan, request));
-  request.reasoning = model.reasoning;
-  request.prompt.text = MR_TRY(render_messages(fields, model, &request.reasoning.start));
+  request.prompt.text = MR_TRY(render_messages(fields, model, &request.reasoning));
   plan.include_reasoning = MR_TRY(fields.boolean("include_reasoning", true));
   request.prompt.add_special = MR_TRY(fields.boolean("add_special_tokens", false));
   MR_TRY(add_choices(std::move(request), plan));

@@ -60,9 +60,9 @@ Expected<void> plan_sampling(const Fields& fields, const ServedModel& model, Gen
 Expected<void> add_choices(engine::GenerateRequest request, GenerationPlan& plan);
 uint64_t choice_seed(uint64_t seed, int choice);
 // `messages` through the chat template. Template text may hold special tokens, the request's words may not
-// (they are text), unless it sets parse_special_tokens. `start`, if given, becomes how the reply begins:
-// whether the prompt has opened a thought.
+// (they are text), unless it sets parse_special_tokens. `reasoning`, if given, becomes the model's format
+// with how this reply begins: whether the prompt has opened a thought.
 Expected<std::vector<engine::TextSegment>> render_messages(const Fields& fields, const ServedModel& model,
-                                                           engine::ReasoningFormat::Start* start = nullptr);
+                                                           engine::ReasoningFormat* reasoning = nullptr);
 
 }  // namespace millrace::gateway
