@@ -336,7 +336,9 @@ void GenerationReply::handle(size_t index, GenerateEvent event) {
   plan_.stream ? handle_streamed(index, event) : handle_whole(index, event);
 }
 
-// A token is of the thought if it was still open before and after it: the markers do not count.
+// A token is of the thought if the thought was open before and after it. So a marker that is one token, as
+// every family's is in its own vocabulary, does not count; of a closing marker that takes several, all but
+// the last do.
 void GenerationReply::count_reasoning(Choice& choice, std::span<const engine::TokenOut> tokens) const {
   if (!choice.token_thought) return;
   const model::Tokenizer& tokenizer = *model_->tokenizer;

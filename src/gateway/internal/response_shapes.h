@@ -23,7 +23,8 @@ struct ReplyHead {  // the same in every chunk of a reply
 
 struct Usage {
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
-  int64_t reasoning_tokens = -1;  // of the thought, its markers not counted; -1: not a model that thinks
+  int64_t reasoning_tokens =
+      -1;  // of the thought, without its markers where each is a token; -1: not a model that thinks
 };
 
 // How a choice ended; empty finish_reason: it has not.
