@@ -13,6 +13,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -22,7 +24,8 @@ namespace millrace::cluster {
 namespace {
 
 constexpr std::string_view kFolderPrefix = "millrace-";
-constexpr std::string_view kLockName = "lock";
+constexpr std::string_view kLockName = "lock", kNewLockName = "lock.new";
+constexpr time_t kStartTakes_s = 60;  // from a folder to its lock, at most: some system calls
 constexpr int kListenBacklog = 1024;  // the kernel cuts it at net.core.somaxconn
 
 bool is_private_folder(const std::filesystem::path& path) {
@@ -43,12 +46,21 @@ int lock_file(const std::filesystem::path& file, int flags) {
 // The lock file gets its name when it is locked: another supervisor that starts now must not take the folder
 // for a dead one's.
 int make_lock(const std::filesystem::path& folder) {
-  const std::filesystem::path unnamed = folder / "lock.new";
+  const std::filesystem::path unnamed = folder / kNewLockName;
   const int fd = lock_file(unnamed, O_CREAT | O_EXCL);
   if (fd < 0) return -1;
   if (::rename(unnamed.c_str(), (folder / kLockName).c_str()) == 0) return fd;
   ::close(fd);
   return -1;
+}
+
+// Whoever made this folder is gone before its lock had its name.
+bool died_at_start(const std::filesystem::path& folder) {
+  struct stat info {};
+  if (::lstat(folder.c_str(), &info) != 0 || ::time(nullptr) - info.st_mtime < kStartTakes_s) return false;
+  std::error_code error;
+  const std::filesystem::directory_iterator entry(folder, error), end;
+  return entry != end && entry->path().filename() == kNewLockName && std::next(entry) == end;
 }
 
 void remove_stale_folders(const std::filesystem::path& parent) {
@@ -57,8 +69,8 @@ void remove_stale_folders(const std::filesystem::path& parent) {
        entry != std::filesystem::directory_iterator(); entry.increment(ignored)) {
     const std::filesystem::path folder = entry->path();
     if (!folder.filename().string().starts_with(kFolderPrefix) || !is_private_folder(folder)) continue;
-    const int fd =
-        lock_file(folder / kLockName, 0);  // only folders that have a lock file: others are not ours
+    // Only folders that have a lock file: others are not ours.
+    const int fd = lock_file(folder / (died_at_start(folder) ? kNewLockName : kLockName), 0);
     if (fd < 0) continue;
     log(LogLevel::info, "cluster", "removing {}, left behind by a process that was killed", folder.string());
     std::filesystem::remove_all(folder, ignored);

@@ -1,10 +1,13 @@
 #include "cluster/launch.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 
@@ -85,6 +88,29 @@ TEST_F(RuntimeDirectoryTest, SweepsWhatTheKilledLeftAndNothingElse) {
   EXPECT_FALSE(std::filesystem::exists(left));
   EXPECT_TRUE(std::filesystem::exists(live->path()));
   EXPECT_TRUE(std::filesystem::exists(folder_.file("millrace-foreign")));
+}
+
+// A supervisor that died between making its folder and naming its lock: nothing else says whose that was.
+TEST_F(RuntimeDirectoryTest, SweepsWhatDiedAtItsStartOnceItIsOld) {
+  const auto make = [&](const std::string& name, bool old, const std::string& more = "") {
+    const std::filesystem::path folder = folder_.file("millrace-" + name);
+    std::filesystem::create_directory(folder);
+    ::chmod(folder.c_str(), 0700);
+    std::ofstream(folder / "lock.new");
+    if (!more.empty()) std::ofstream(folder / more);
+    if (old)
+      std::filesystem::last_write_time(
+          folder, std::filesystem::file_time_type::clock::now() - std::chrono::minutes(5));
+    return folder;
+  };
+  const auto young = make("young", false), old = make("old", true), full = make("full", true, "g0.sock");
+  const auto held = make("held", true);  // old, but somebody has it
+  const int fd = ::open((held / "lock.new").c_str(), O_RDWR);
+  ASSERT_EQ(::flock(fd, LOCK_EX), 0);
+  ASSERT_TRUE(RuntimeDirectory::create());
+  EXPECT_FALSE(std::filesystem::exists(old));
+  for (const auto& kept : {young, full, held}) EXPECT_TRUE(std::filesystem::exists(kept)) << kept;
+  ::close(fd);
 }
 
 TEST(ListenTcp, GivesTheRealPortAndExplainsFailure) {
