@@ -38,6 +38,7 @@ void add_engine_flags(CLI::App& app, EngineFlags& flags) {
                  "tokens guessed ahead at most by models with an MTP layer, where that is faster; the reply stays the same (0: never)")
       ->check(CLI::Range(0, engine::kMaxDrafts))
       ->capture_default_str();
+  app.add_flag("--always-speculate", flags.always_speculate, "guess whether it is faster or not");
   app.add_option("--threads", flags.threads, "compute threads (0: every core that the cgroup grants)")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -56,6 +57,7 @@ engine::EngineOptions engine_options(const EngineFlags& flags) {
   options.kv_cache_bytes = static_cast<size_t>(flags.kv_cache_gib * static_cast<double>(kGiB));
   options.prefix_caching = flags.enable_prefix_caching;
   options.num_speculative_tokens = flags.num_speculative_tokens;
+  options.always_speculate = flags.always_speculate;
   return options;
 }
 

@@ -29,6 +29,7 @@ struct EngineFlags {
   double kv_cache_gib = 0;  // per group; 0: automatic
   bool enable_prefix_caching = true;
   int num_speculative_tokens = 3;
+  bool always_speculate = false;
   int threads = 0;  // 0: every granted core
 };
 void add_engine_flags(CLI::App& app, EngineFlags& flags);

@@ -55,6 +55,7 @@ Expected<void> bench(const BenchFlags& flags) {
   options.runs = flags.repeat;
   options.max_num_batched_tokens = flags.engine.max_num_batched_tokens;
   options.num_speculative_tokens = flags.engine.num_speculative_tokens;
+  options.always_speculate = flags.engine.always_speculate;
   if (!flags.speculation_text.empty()) options.speculation_text = MR_TRY(read_file(flags.speculation_text, kMaxTextBytes));
   return engine::run_bench(model, options, [&](std::string_view line) {
     if (flags.json) {

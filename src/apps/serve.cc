@@ -76,6 +76,7 @@ cluster::ChildSpec group_spec(const ServeFlags& flags, const std::string& packed
                     "--kv-cache-gib", fmt::format("{}", flags.engine.kv_cache_gib),
                     "--num-speculative-tokens", std::to_string(flags.engine.num_speculative_tokens),
                     "--groups", std::to_string(flags.groups)};
+  if (flags.engine.always_speculate) spec.arguments.push_back("--always-speculate");
   if (!flags.engine.enable_prefix_caching) spec.arguments.push_back("--no-enable-prefix-caching");
   spec.stop_rank = 1;
   spec.status = std::move(status);

@@ -109,7 +109,7 @@ struct Bench {
                                    .prefix_caching = false},
                      .now_ns = monotonic_ns,
                      .max_drafts = max_drafts});
-    if (max_drafts > 0) core.set_draft_costs(draft_costs);
+    if (max_drafts > 0 && !options.always_speculate) core.set_draft_costs(draft_costs);
     std::vector<GenerateEvent> events;
     for (int i = 0; i < batch; ++i) core.add(request(prompt, reply), events);
     int64_t start = monotonic_ns();

@@ -38,6 +38,7 @@ struct BenchOptions {
   double peak_seconds = 1.0;               // for each of the machine's figures
   int max_num_batched_tokens = 512;
   int num_speculative_tokens = 3;
+  bool always_speculate = false;
   std::string speculation_text;  // UTF-8; empty: speculation is not measured
 };
 

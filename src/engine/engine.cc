@@ -177,7 +177,7 @@ class EngineImpl final : public Engine {
   }
 
   void step_loop() {
-    if (executor_->drafts()) measure_drafts();
+    if (executor_->drafts() && !options_.always_speculate) measure_drafts();
     std::vector<GenerateEvent> events;
     while (take_commands(events)) {
       const bool steps = !core_.idle();

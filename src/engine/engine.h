@@ -33,6 +33,7 @@ struct EngineOptions {
   // Tokens guessed ahead at most, with models that have an MTP layer, where that makes more tokens a second;
   // 0: never.
   int num_speculative_tokens = 3;
+  bool always_speculate = false;  // whether it pays or not: for trying it out
 };
 
 using EventSink = std::function<void(std::span<GenerateEvent> events, const GroupLoad& load)>;

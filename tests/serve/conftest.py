@@ -34,14 +34,14 @@ def model_is_here():
 class Server:
     """One `millrace serve`. stop() drains it; its log is kept for a failing test."""
 
-    def __init__(self, log_path, *flags, env=None):
+    def __init__(self, log_path, *flags, env=None, model=MODEL):
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.log_path = log_path
         self.log = open(log_path, "wb")
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [MILLRACE, "serve", MODEL, "--port", str(self.port), *flags], stdin=subprocess.DEVNULL, stdout=self.log,
+            [MILLRACE, "serve", model, "--port", str(self.port), *flags], stdin=subprocess.DEVNULL, stdout=self.log,
             stderr=self.log, env={**os.environ, **(env or {})})
 
     def wait_ready(self, timeout_s=READY_TIMEOUT_S):
@@ -91,8 +91,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(tmp_path, *flags, env=None):
-    server = Server(tmp_path / "serve.log", *flags, env=env)
+def serving(tmp_path, *flags, env=None, model=MODEL):
+    server = Server(tmp_path / "serve.log", *flags, env=env, model=model)
     try:
         server.wait_ready()
         yield server
@@ -109,7 +109,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def start(tmp_path):
     """start(*flags) -> context manager of a server of the test's own."""
-    return lambda *flags, env=None: serving(tmp_path, *flags, env=env)
+    return lambda *flags, **how: serving(tmp_path, *flags, **how)
 
 
 @pytest.fixture
