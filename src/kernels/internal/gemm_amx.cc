@@ -328,7 +328,7 @@ class Gemm {
 }  // namespace
 
 void gemm_s8_amx(const GemmS8Args& args) {
-  _tile_loadconfig(&kAmxConfig);
+  _tile_loadconfig(args.m <= kBlock ? &kAmxConfigOfRows[static_cast<size_t>(args.m)] : &kAmxConfig);
   Gemm(args).run();
   _tile_release();
 }
