@@ -13,10 +13,12 @@
 #include <iterator>
 #include <mutex>
 
+#include "apps/thought.h"
 #include "base/clock.h"
 #include "base/random.h"
 #include "base/utf8.h"
 #include "engine/engine.h"
+#include "engine/reasoning_detect.h"
 #include "model/chat_template.h"
 
 namespace millrace::apps {
@@ -65,6 +67,8 @@ class Conversation {
     if (made->model_->chat_template().empty())
       return invalid(fmt::format("{} has no chat template; use `millrace serve` and /v1/completions", options.model.model));
     made->template_ = MR_TRY(model::ChatTemplate::parse(made->model_->chat_template()));
+    const auto tokenizer = MR_TRY(model::Tokenizer::create(made->model_->tokenizer_spec()));
+    made->reasoning_ = MR_TRY(engine::find_reasoning("auto", made->model_->chat_template(), *tokenizer));
     made->engine_ = MR_TRY(engine::Engine::create(
         made->model_, engine_options(options.engine),
         [inbox = &made->inbox_](std::span<engine::GenerateEvent> events, const engine::GroupLoad&) { inbox->put(events); }));
@@ -72,17 +76,19 @@ class Conversation {
     return made;
   }
 
-  // Streams the reply to standard output. A Ctrl-C ends the reply, not the conversation.
+  // Streams the reply to standard output. A Ctrl-C ends the reply, not the conversation. A thought is shown before its answer;
+  // where standard output is no terminal it goes to standard error, so that a script reads the answer alone.
   Expected<void> say(const std::string& words) {
     add("user", utf8_repair(words));
     auto request = MR_TRY(make_request());
     const RequestId id = request.id;
+    std::FILE* const aside = ::isatty(STDOUT_FILENO) != 0 ? stdout : stderr;
+    ThoughtView view(request.reasoning, ::isatty(::fileno(aside)) != 0);
     const double start_s = monotonic_s();
     double first_s = 0;
     int64_t tokens = 0;
     interrupted = false;
     MR_TRY(engine_->submit(std::move(request)));
-    std::string reply;
     bool cancelling = false;
     while (true) {
       engine::GenerateEvent event;
@@ -93,21 +99,22 @@ class Conversation {
       if (!inbox_.take(event, std::chrono::milliseconds(50)) || event.id != id) continue;
       if (first_s == 0 && !event.tokens.empty()) first_s = monotonic_s();
       tokens += static_cast<int64_t>(event.tokens.size());
-      reply += event.text;
-      std::fwrite(event.text.data(), 1, event.text.size(), stdout);
-      std::fflush(stdout);
+      print(view.push(event.text), aside);
       if (event.finish == engine::FinishReason::error) {
         messages_.pop_back();
         return std::unexpected(event.error);
       }
       if (event.finish != engine::FinishReason::none) break;
     }
+    print(view.finish(), aside);
     std::fputc('\n', stdout);
     const double end_s = monotonic_s();
     if (options_.verbose && tokens > 1)
       fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, first after {:.0f} ms]\n", tokens,
                  static_cast<double>(tokens - 1) / (end_s - first_s), (first_s - start_s) * 1e3);
-    add("assistant", reply);
+    add("assistant", view.said().answer);
+    if (!view.said().reasoning.empty())  // templates decide what becomes of it
+      messages_.back().as_object()["reasoning_content"] = view.said().reasoning;
     return {};
   }
 
@@ -117,6 +124,13 @@ class Conversation {
   }
 
  private:
+  static void print(const ThoughtView::Shown& shown, std::FILE* aside) {
+    std::fwrite(shown.thought.data(), 1, shown.thought.size(), aside);
+    std::fflush(aside);
+    std::fwrite(shown.answer.data(), 1, shown.answer.size(), stdout);
+    std::fflush(stdout);
+  }
+
   void add(std::string_view role, std::string_view content) {
     messages_.push_back(boost::json::object{{"role", role}, {"content", content}});
   }
@@ -134,6 +148,8 @@ class Conversation {
     engine::GenerateRequest request;
     request.id = RequestId(++next_id_);
     request.prompt.add_special = false;  // the template writes them
+    request.reasoning = reasoning_;
+    request.reasoning.start = engine::reply_start(reasoning_, segments);
     for (const auto& segment : segments)
       request.prompt.text.push_back({.text = segment.text, .parse_special = !segment.from_request});
     const auto& defaults = model_->config().generation;
@@ -150,6 +166,7 @@ class Conversation {
   ChatOptions options_;
   std::shared_ptr<const model::PackedModel> model_;
   std::shared_ptr<const model::ChatTemplate> template_;
+  engine::ReasoningFormat reasoning_;
   Inbox inbox_;  // outlives the engine, which delivers into it
   std::unique_ptr<engine::Engine> engine_;
   boost::json::array messages_;

@@ -55,7 +55,10 @@ Expected<gateway::ServedModel> served_model(const GatewayArguments& arguments, c
     if (!parsed && !arguments.chat_template.empty())
       return invalid(fmt::format("{}: {}", arguments.chat_template, parsed.error().message));
     if (!parsed) fmt::print(stderr, "millrace: the model's chat template is not usable: {}\n", parsed.error().message);
-    if (parsed) served.chat_template = *parsed;
+    if (parsed) {
+      served.chat_template = *parsed;
+      served.call_history = gateway::call_history_of(**parsed);
+    }
   }
   served.reasoning = MR_TRY(engine::find_reasoning(arguments.reasoning_parser, source, *served.tokenizer));
   return served;

@@ -4,13 +4,11 @@
 // greedy tokens, experts by layer) and heldout.txt.
 #include <fmt/core.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
 #include <vector>
 
 #include "base/file.h"
@@ -18,43 +16,27 @@
 #include "engine/eval.h"
 #include "engine/internal/executor.h"
 #include "engine/internal/kv_pool.h"
+#include "engine/internal/numbers_testing.h"
 #include "engine/internal/sequence.h"
-#include "model/packed_model.h"
 
 namespace millrace::engine {
 namespace {
 
 using model::PackType;
 
-constexpr size_t kMaxFile = size_t{1} << 20;
-
-class TinyDeepSeek : public testing::Test {
+class TinyDeepSeek : public testing::PackingTest {
  protected:
   void SetUp() override {
+    PackingTest::SetUp();
     const char* named = std::getenv("MILLRACE_TINY_DEEPSEEK");
     checkpoint = named != nullptr ? named : "tests/models/tiny-deepseek-v3";
-    folder = std::filesystem::path(testing::TempDir()) / fmt::format("millrace_deepseek_{}", ::getpid());
-    std::filesystem::create_directories(folder);
-    const auto text = read_file(checkpoint / "fixtures.json", kMaxFile);
-    ASSERT_TRUE(text.has_value()) << text.error().message;
-    const auto parsed = parse_json(*text);
-    ASSERT_TRUE(parsed.has_value());
-    fixtures = *parsed;
-  }
-  void TearDown() override {
-    if (!folder.empty()) std::filesystem::remove_all(folder);
+    fixtures = testing::read_json(checkpoint / "fixtures.json");
   }
   std::shared_ptr<const model::PackedModel> pack(PackType type) const {
-    const auto path = folder / (type == PackType::int8 ? "int8" : "float32");
-    const auto packed =
-        model::pack_checkpoint(checkpoint, path, {.type = type, .threads = 2, .progress = {}});
-    EXPECT_TRUE(packed.has_value()) << (packed ? "" : packed.error().message);
-    auto opened = model::PackedModel::open(path);
-    EXPECT_TRUE(opened.has_value()) << (opened ? "" : opened.error().message);
-    return opened ? *opened : nullptr;
+    return PackingTest::pack(checkpoint, type);
   }
 
-  std::filesystem::path checkpoint, folder;
+  std::filesystem::path checkpoint;
   json::value fixtures;
 };
 
@@ -154,7 +136,7 @@ TEST_F(TinyDeepSeek, FloatPathGivesTransformersLogitsExpertsAndText) {
 
 // The bars of issue 4 on a part of the text; over all of it (41,000 tokens) the figures are smaller still.
 TEST_F(TinyDeepSeek, Int8CostsLittle) {
-  const auto text = read_file(checkpoint / "heldout.txt", kMaxFile);
+  const auto text = read_file(checkpoint / "heldout.txt", testing::kMaxFixtureFile);
   ASSERT_TRUE(text.has_value());
   const auto int8 = pack(PackType::int8), reference = pack(PackType::float32);
   ASSERT_TRUE(int8 && reference);

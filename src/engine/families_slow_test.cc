@@ -4,13 +4,9 @@
 // below: so they must be equal, with no exceptions.
 #include <fmt/core.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <boost/json.hpp>
 #include <cmath>
-#include <cstring>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -19,21 +15,20 @@
 #include <string>
 #include <vector>
 
-#include "base/file.h"
-#include "base/json.h"
 #include "engine/internal/executor.h"
 #include "engine/internal/kv_pool.h"
+#include "engine/internal/numbers_testing.h"
 #include "engine/internal/sequence.h"
 #include "model/fixtures/family_checkpoint.h"
-#include "model/packed_model.h"
 
 namespace millrace::engine {
 namespace {
 
 using model::PackType;
+using testing::kUnit;
+using testing::PackingTest;
+using testing::read_array;
 
-constexpr double kUnit = 0x1p-24;  // rounding of one float operation
-constexpr size_t kMaxFile = size_t{1} << 20;
 constexpr int kStep = 64;  // rows of a step at most
 
 struct Greedy {
@@ -42,11 +37,9 @@ struct Greedy {
   double margin = 0;  // least difference of the two largest logits
 };
 
-struct Fixture {
-  std::vector<TokenId> tokens;
-  std::vector<int> positions;  // whose logits are kept
-  int vocab = 0;
-  std::vector<float> transformers;  // [positions][vocab]; empty where transformers lacks the family
+struct Fixture : testing::FixtureText {
+  bool has_transformers = false;    // transformers has the family
+  std::vector<float> transformers;  // [positions][vocab]; empty where it has not
   std::vector<float> reference;
   std::vector<int> moe_layers;
   int picked = 0;                // experts a token
@@ -54,41 +47,29 @@ struct Fixture {
   double expert_margin = 0, router_max = 0;
   bool sigmoid = false;
   std::vector<Greedy> greedy;
+  double int8_kl = 0;  // mean, in nats: at most
 };
-
-template <class T>
-std::vector<T> read_array(const std::filesystem::path& path) {
-  const auto bytes = read_file(path, kMaxFile);
-  std::vector<T> values(bytes ? bytes->size() / sizeof(T) : 0);
-  if (!values.empty()) std::memcpy(values.data(), bytes->data(), values.size() * sizeof(T));
-  return values;
-}
-
-std::filesystem::path fixture_folder(const std::string& name) {  // ctest runs tests in the repository's root
-  return std::filesystem::path("tests/numbers/fixtures/families") / name;
-}
 
 Fixture read_fixture(const std::string& name) {
   Fixture fixture;
-  const auto folder = fixture_folder(name);
-  const auto text = read_file(folder / "meta.json", kMaxFile);
-  const auto meta = parse_json(text ? *text : "{}");
-  fixture.vocab = meta->at("vocab").to_number<int>();
-  fixture.positions = json::value_to<std::vector<int>>(meta->at("positions"));
-  for (const int32_t id : read_array<int32_t>(folder / "tokens.i32")) fixture.tokens.push_back(TokenId{id});
+  const auto folder = model::fixtures::family_folder(name);
+  const json::value meta = testing::read_json(folder / "meta.json");
+  fixture.read(folder, meta);
   fixture.transformers = read_array<float>(folder / "logits.f32");
   fixture.reference = read_array<float>(folder / "reference.f32");
   fixture.experts = read_array<uint8_t>(folder / "experts.u8");
-  for (const json::value& one : meta->at("greedy").as_array())
+  fixture.int8_kl = meta.at("int8_kl").to_number<double>();
+  for (const json::value& one : meta.at("greedy").as_array())
     fixture.greedy.push_back({one.at("prompt").to_number<int>(),
                               json::value_to<std::vector<int>>(one.at("tokens")),
                               one.at("margin").to_number<double>()});
-  if (!fixture.experts.empty()) {
-    fixture.moe_layers = json::value_to<std::vector<int>>(meta->at("moe_layers"));
-    fixture.picked = meta->at("experts_per_token").to_number<int>();
-    fixture.expert_margin = meta->at("margin").to_number<double>();
-    fixture.router_max = meta->at("router_max").to_number<double>();
-    fixture.sigmoid = meta->at("score").as_string() == "sigmoid";
+  fixture.has_transformers = meta.as_object().contains("transformers_off");
+  if (meta.as_object().contains("moe_layers")) {
+    fixture.moe_layers = json::value_to<std::vector<int>>(meta.at("moe_layers"));
+    fixture.picked = meta.at("experts_per_token").to_number<int>();
+    fixture.expert_margin = meta.at("margin").to_number<double>();
+    fixture.router_max = meta.at("router_max").to_number<double>();
+    fixture.sigmoid = meta.at("score").as_string() == "sigmoid";
   }
   return fixture;
 }
@@ -258,44 +239,26 @@ Closeness closeness(const Outputs& a, const Outputs& b) {
   return {out.kl / count, out.top1 / count};
 }
 
-struct FamilyCase {
-  const char* name;
-  double int8_kl;  // at most, in nats
-  // What its fixture must have: a file that was lost must not take its checks along.
-  bool transformers = true, experts = true;
-};
-
-class Families : public testing::TestWithParam<FamilyCase> {
+class Families : public PackingTest, public ::testing::WithParamInterface<std::string> {
  protected:
   void SetUp() override {
-    folder = std::filesystem::path(testing::TempDir()) /
-             fmt::format("millrace_families_{}_{}", ::getpid(), GetParam().name);
-    std::filesystem::create_directories(folder);
-    auto checkpoint = model::fixtures::read_family_checkpoint(fixture_folder(GetParam().name));
+    PackingTest::SetUp();
+    const auto checkpoint =
+        model::fixtures::read_family_checkpoint(model::fixtures::family_folder(GetParam()));
     ASSERT_TRUE(checkpoint.has_value()) << checkpoint.error().message;
     const auto written = model::fixtures::write_family_hugging_face(*checkpoint, folder / "model");
     ASSERT_TRUE(written.has_value()) << written.error().message;
   }
-  void TearDown() override { std::filesystem::remove_all(folder); }
-
   std::shared_ptr<const model::PackedModel> pack(PackType type) const {
-    const auto path = folder / (type == PackType::int8 ? "int8" : "float32");
-    const auto packed =
-        model::pack_checkpoint(folder / "model", path, {.type = type, .threads = 2, .progress = {}});
-    EXPECT_TRUE(packed.has_value()) << (packed ? "" : packed.error().message);
-    if (!packed) return nullptr;
-    auto opened = model::PackedModel::open(path);
-    EXPECT_TRUE(opened.has_value()) << (opened ? "" : opened.error().message);
-    return opened ? *opened : nullptr;
+    return PackingTest::pack(folder / "model", type);
   }
-
-  std::filesystem::path folder;
 };
 
 TEST_P(Families, FloatPathAgrees) {
-  const Fixture fixture = read_fixture(GetParam().name);
-  ASSERT_EQ(!fixture.transformers.empty(), GetParam().transformers) << "logits.f32";
-  ASSERT_EQ(!fixture.experts.empty(), GetParam().experts) << "experts.u8";
+  const Fixture fixture = read_fixture(GetParam());
+  // What meta.json speaks of is there: a file that was lost must not take its checks along.
+  ASSERT_EQ(!fixture.transformers.empty(), fixture.has_transformers) << "logits.f32";
+  ASSERT_EQ(!fixture.experts.empty(), !fixture.moe_layers.empty()) << "experts.u8";
   ASSERT_FALSE(fixture.greedy.empty());
   const auto packed = pack(PackType::float32);
   ASSERT_TRUE(packed);
@@ -319,7 +282,7 @@ TEST_P(Families, FloatPathAgrees) {
 // Tiny random models are the worst case for INT8: their routers are sharp and their experts unalike, so a
 // flipped choice costs much. What a trained model loses is measured by `millrace eval`.
 TEST_P(Families, Int8PathIsClose) {
-  const Fixture fixture = read_fixture(GetParam().name);
+  const Fixture fixture = read_fixture(GetParam());
   const auto exact = pack(PackType::float32), int8 = pack(PackType::int8);
   ASSERT_TRUE(exact && int8);
   const Outputs a = outputs_of(exact, fixture), b = outputs_of(int8, fixture);
@@ -335,25 +298,13 @@ TEST_P(Families, Int8PathIsClose) {
     }
   fmt::print("  int8: mean KL {:.4f} nats, top-1 {:.1f} %, equal sets of experts {:.1f} %\n", close.kl,
              100 * close.top1, all == 0 ? 100.0 : 100.0 * same / all);
-  EXPECT_LE(close.kl, GetParam().int8_kl);
+  EXPECT_LE(close.kl, fixture.int8_kl);
   EXPECT_GE(close.kl, 1e-6) << "nothing was quantised";
   EXPECT_GE(close.top1, 0.75);
 }
 
-// A family is one line. Their measured KL is half of the bound, or less.
-constexpr FamilyCase kFamilies[] = {
-    {"deepseek_v3", 0.12},       //
-    {"kimi_k2", 0.04},           //
-    {"deepseek_v2_lite", 0.01},  //
-    {"deepseek_v2", 0.1},        //
-    {"qwen2_moe", 0.01},         //
-    {"qwen3_moe", 0.006},        //
-    {.name = "pangu_embedded", .int8_kl = 0.002, .experts = false},
-    {.name = "pangu_moe", .int8_kl = 0.005, .transformers = false},
-    {.name = "pangu_ultra", .int8_kl = 0.05, .transformers = false},
-};
-INSTANTIATE_TEST_SUITE_P(All, Families, testing::ValuesIn(kFamilies),
-                         [](const auto& parameter) { return std::string(parameter.param.name); });
+INSTANTIATE_TEST_SUITE_P(All, Families, ::testing::ValuesIn(model::fixtures::family_cases()),
+                         [](const auto& parameter) { return parameter.param; });
 
 }  // namespace
 }  // namespace millrace::engine

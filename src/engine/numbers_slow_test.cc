@@ -2,47 +2,29 @@
 // a tiny random checkpoint of each architecture, and SmolLM2-135M-Instruct where it is on this machine.
 #include <fmt/core.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <boost/json.hpp>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <numeric>
 #include <vector>
 
 #include "base/file.h"
-#include "base/json.h"
 #include "engine/internal/executor.h"
 #include "engine/internal/kv_pool.h"
+#include "engine/internal/numbers_testing.h"
 #include "engine/internal/sequence.h"
-#include "model/packed_model.h"
 
 namespace millrace::engine {
 namespace {
 
 using model::PackType;
+using testing::kUnit;
 
-constexpr double kUnit = 0x1p-24;  // rounding of one float operation
-constexpr size_t kMaxFile = size_t{1} << 20;
-
-struct Fixture {
-  std::vector<TokenId> tokens;
-  std::vector<int32_t> positions;  // whose logits are kept
-  int vocab = 0;
+struct Fixture : testing::FixtureText {
   std::vector<float> logits;  // [positions][vocab]
   const float* row(size_t i) const { return logits.data() + i * static_cast<size_t>(vocab); }
 };
-
-template <class T>
-std::vector<T> read_array(const std::filesystem::path& path) {
-  const auto bytes = read_file(path, kMaxFile);
-  EXPECT_TRUE(bytes.has_value()) << path;
-  std::vector<T> values(bytes ? bytes->size() / sizeof(T) : 0);
-  if (!values.empty()) std::memcpy(values.data(), bytes->data(), values.size() * sizeof(T));
-  return values;
-}
 
 std::filesystem::path fixture_folder(const std::string& name) {  // ctest runs tests in the repository's root
   return std::filesystem::path("tests/numbers/fixtures") / name;
@@ -51,35 +33,14 @@ std::filesystem::path fixture_folder(const std::string& name) {  // ctest runs t
 Fixture read_fixture(const std::string& name) {
   Fixture fixture;
   const auto folder = fixture_folder(name);
-  const auto text = read_file(folder / "meta.json", kMaxFile);
-  const auto meta = parse_json(text ? *text : "{}");
-  fixture.positions = json::value_to<std::vector<int32_t>>(meta->at("positions"));
-  fixture.vocab = json::value_to<int>(meta->at("vocab"));
-  for (const int32_t id : read_array<int32_t>(folder / "tokens.i32")) fixture.tokens.push_back(TokenId{id});
-  fixture.logits = read_array<float>(folder / "logits.f32");
+  fixture.read(folder, testing::read_json(folder / "meta.json"));
+  fixture.logits = testing::read_array<float>(folder / "logits.f32");
   EXPECT_EQ(fixture.logits.size(), fixture.positions.size() * static_cast<size_t>(fixture.vocab));
   return fixture;
 }
 
-class Numbers : public testing::Test {
+class Numbers : public testing::PackingTest {
  protected:
-  void SetUp() override {
-    folder = std::filesystem::path(testing::TempDir()) / fmt::format("millrace_numbers_{}", ::getpid());
-    std::filesystem::create_directories(folder);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder); }
-
-  std::shared_ptr<const model::PackedModel> pack(const std::filesystem::path& checkpoint,
-                                                 PackType type) const {
-    const auto path = folder / "packed";
-    const auto packed =
-        model::pack_checkpoint(checkpoint, path, {.type = type, .threads = 2, .progress = {}});
-    EXPECT_TRUE(packed.has_value()) << (packed ? "" : packed.error().message);
-    auto opened = model::PackedModel::open(path);
-    EXPECT_TRUE(opened.has_value()) << (opened ? "" : opened.error().message);
-    return opened ? *opened : nullptr;
-  }
-
   // Both forms of the checkpoint against the fixture.
   void expect_agrees(const std::filesystem::path& checkpoint, const Fixture& fixture) const;
 
@@ -114,8 +75,6 @@ class Numbers : public testing::Test {
     }
     return kept;
   }
-
-  std::filesystem::path folder;
 };
 
 struct Difference {
@@ -236,14 +195,14 @@ void Numbers::expect_agrees(const std::filesystem::path& checkpoint, const Fixtu
   }
 }
 
-class TinyNumbers : public Numbers, public testing::WithParamInterface<const char*> {};
+class TinyNumbers : public Numbers, public ::testing::WithParamInterface<const char*> {};
 
 TEST_P(TinyNumbers, AgreeWithTransformers) {
   expect_agrees(fixture_folder(GetParam()) / "model", read_fixture(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, TinyNumbers,
-                         testing::Values("llama_tied", "llama3_rope", "qwen2", "qwen3"),
+                         ::testing::Values("llama_tied", "llama3_rope", "qwen2", "qwen3"),
                          [](const auto& parameter) { return std::string(parameter.param); });
 
 TEST_F(Numbers, SmolLm2AgreesWithTransformers) {

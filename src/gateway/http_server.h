@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "engine/reasoning.h"
 #include "gateway/generator.h"
+#include "gateway/tool_history.h"
 #include "model/chat_template.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
@@ -24,6 +25,7 @@ struct ServedModel {               // what the HTTP side must know of the model;
   std::shared_ptr<const model::Tokenizer> tokenizer;
   std::shared_ptr<const model::ChatTemplate> chat_template;  // null: chat is refused with a clear 400
   engine::ReasoningFormat reasoning;  // how the model marks its thought; unused: chat replies are all content
+  CallHistory call_history;           // how the chat template tells earlier tool calls
   std::string fingerprint;                                   // system_fingerprint
 };
 

@@ -173,12 +173,19 @@ TEST(ReasoningReply, AMessageThatEndsWithinAMarkerGoesOn) {
   EXPECT_EQ(post("<b>").at("content").as_string(), "nk>why</think>this");
 }
 
+// Of the thought too, whether the reply shows it or not: they were generated, and are counted in usage.
 TEST(ReasoningReply, LogprobsHoldEveryTokenOnce) {
   Server server("<think>a</think>b");
-  const RawResponse response = server.post(R"("logprobs":true,"stream":true)");
-  size_t tokens = 0;
-  for (size_t at = 0; (at = response.body.find("\"logprob\":", at)) != std::string::npos; ++at) ++tokens;
-  EXPECT_EQ(tokens, 17u);
+  for (const char* fields : {R"("logprobs":true,"stream":true)", R"("logprobs":true)",
+                             R"("logprobs":true,"stream":true,"include_reasoning":false)",
+                             R"("logprobs":true,"include_reasoning":false)"}) {
+    const RawResponse response = server.post(fields);
+    size_t tokens = 0;
+    for (size_t at = 0; (at = response.body.find("\"logprob\":", at)) != std::string::npos; ++at) ++tokens;
+    EXPECT_EQ(tokens, 17u) << fields;
+    const bool shown = std::string_view(fields).find("include_reasoning") == std::string_view::npos;
+    EXPECT_EQ(response.body.find("\"reasoning_content\":\"a\"") != std::string::npos, shown) << fields;
+  }
 }
 
 TEST(ReasoningReply, AModelThatDoesNotThinkSaysNothingOfIt) {

@@ -51,8 +51,9 @@ Expected<void> read_attention(const boost::json::object& file, ModelConfig& conf
   return {};
 }
 
-// V2's own code, where weights are normalised, leaves routed_scaling_factor out; others do not, and no
-// released model asks. So it is refused in both formats, by each one's key.
+// No released V2 asks for normalised weights, and those who compute the family disagree on what they are: its
+// publisher's code normalises and then leaves routed_scaling_factor out, vLLM and llama.cpp normalise and
+// scale, transformers keeps the key and ignores it. So it is refused in both formats, by each one's key.
 Expected<void> refuse_normalised_v2(const ModelConfig& config, std::string_view key) {
   if (!config.moe.normalise || config.architecture != Architecture::deepseek_v2) return {};
   return fail(Code::unimplemented, fmt::format("{} is true, which for deepseek_v2 has no one meaning", key));
@@ -153,7 +154,6 @@ constexpr std::array<std::string_view, 1> kKimiTypes = {"kimi_k2"}, kKimiClasses
 }  // namespace
 
 const ArchitecturePage kDeepSeekV2Page{
-    .id = Architecture::deepseek_v2,
     .model_type = "deepseek_v2",
     .causal_lm_class = "DeepseekV2ForCausalLM",
     .gguf_architecture = "deepseek2",
@@ -165,7 +165,6 @@ const ArchitecturePage kDeepSeekV2Page{
 };
 
 const ArchitecturePage kDeepSeekV3Page{
-    .id = Architecture::deepseek_v3,
     .model_type = "deepseek_v3",
     .causal_lm_class = "DeepseekV3ForCausalLM",
     .also_model_types = kKimiTypes,

@@ -25,7 +25,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {.gguf_permut
 }  // namespace
 
 const ArchitecturePage kLlamaPage{
-    .id = Architecture::llama,
     .model_type = "llama",
     .causal_lm_class = "LlamaForCausalLM",
     .gguf_architecture = "llama",

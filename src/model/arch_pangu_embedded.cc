@@ -23,7 +23,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {}); }
 }  // namespace
 
 const ArchitecturePage kPanguEmbeddedPage{
-    .id = Architecture::pangu_embedded,
     .model_type = "PanguEmbedded",
     .causal_lm_class = "PanguEmbeddedForCausalLM",
     .gguf_architecture = "pangu-embedded",

@@ -27,7 +27,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {.shared_expe
 }  // namespace
 
 const ArchitecturePage kPanguMoePage{
-    .id = Architecture::pangu_moe,
     .model_type = "PanguProMoE",
     .causal_lm_class = "PanguProMoEForCausalLM",
     .mixture = true,

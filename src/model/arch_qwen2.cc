@@ -19,7 +19,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {}); }
 }  // namespace
 
 const ArchitecturePage kQwen2Page{
-    .id = Architecture::qwen2,
     .model_type = "qwen2",
     .causal_lm_class = "Qwen2ForCausalLM",
     .gguf_architecture = "qwen2",

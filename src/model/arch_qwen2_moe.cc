@@ -28,7 +28,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {.shared_expe
 }  // namespace
 
 const ArchitecturePage kQwen2MoePage{
-    .id = Architecture::qwen2_moe,
     .model_type = "qwen2_moe",
     .causal_lm_class = "Qwen2MoeForCausalLM",
     .gguf_architecture = "qwen2moe",

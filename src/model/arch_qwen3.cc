@@ -26,7 +26,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {}); }
 }  // namespace
 
 const ArchitecturePage kQwen3Page{
-    .id = Architecture::qwen3,
     .model_type = "qwen3",
     .causal_lm_class = "Qwen3ForCausalLM",
     .gguf_architecture = "qwen3",

@@ -24,7 +24,6 @@ Plan plan(const ModelConfig& config) { return decoder_plan(config, {}); }
 }  // namespace
 
 const ArchitecturePage kQwen3MoePage{
-    .id = Architecture::qwen3_moe,
     .model_type = "qwen3_moe",
     .causal_lm_class = "Qwen3MoeForCausalLM",
     .gguf_architecture = "qwen3moe",

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_set>
 
@@ -22,8 +23,10 @@ Expected<SourceTensor> from_shape(std::string name, std::span<const int64_t> sha
                                   std::span<const std::byte> data) {
   SourceTensor tensor{.name = std::move(name), .rows = 1, .columns = 1, .type = type, .data = data};
   tensor.shape = fmt::format("[{}]", fmt::join(shape_outer_first, ", "));
-  for (size_t i = 0; i < shape_outer_first.size(); ++i)
+  for (size_t i = 0; i < shape_outer_first.size(); ++i) {
     (i + 1 == shape_outer_first.size() ? tensor.columns : tensor.rows) *= shape_outer_first[i];
+    if (i + 2 < shape_outer_first.size() && shape_outer_first[i] != 1) tensor.stacked = true;
+  }
   return tensor;
 }
 
@@ -67,6 +70,7 @@ Expected<void> join_fp8_factors(Checkpoint& out) {
 }
 
 Expected<void> add_safetensors(const SafetensorsFiles& files, Checkpoint& out) {
+  out.tensors.reserve(files.tensors().size());
   for (const SafetensorsTensor& tensor : files.tensors()) {
     SourceTensor source = MR_TRY(from_shape(tensor.name, tensor.shape, layout_of(tensor.type), tensor.data));
     source.fp8 = tensor.type == SafetensorsType::f8_e4m3;
@@ -198,9 +202,8 @@ std::string_view original_of_mtp_copy(std::string_view name, bool tied) {
 
 Expected<void> check_mtp_copy(const SourceTensor& copy, std::string_view original_name,
                               const Checkpoint& checkpoint) {
-  const auto found = checkpoint.tensors.find(std::string(original_name));
-  if (found == checkpoint.tensors.end()) return {};  // reported by its own name
-  const SourceTensor& original = found->second;
+  const SourceTensor& original = checkpoint.tensors.at(std::string(original_name));  // the plan needs it too
+  MR_TRY(checkpoint.find({copy.name, copy.name}, original.rows, original.columns));
   if (copy.type == original.type && copy.data.size() == original.data.size() &&
       std::memcmp(copy.data.data(), original.data.data(), copy.data.size()) == 0)
     return {};
@@ -229,7 +232,8 @@ Expected<const SourceTensor*> Checkpoint::find(const TensorName& name, int64_t r
     return fail(Code::unimplemented,
                 fmt::format("tensor \"{}\" is {}; F32, F16, BF16 and FP8 in blocks of 128 x 128 are read",
                             wanted, tensor.shape));
-  if (tensor.rows != rows || tensor.columns != columns || (slabs > 0 && tensor.shape != expected()))
+  const bool as_expected = slabs > 0 ? tensor.shape == expected() : !tensor.stacked;
+  if (tensor.rows != rows || tensor.columns != columns || !as_expected)
     return invalid(
         fmt::format("tensor \"{}\" has shape {}; the config asks for {}", wanted, tensor.shape, expected()));
   return &tensor;
@@ -255,21 +259,32 @@ Expected<Checkpoint::Found> Checkpoint::find_part(const PlannedPart& part, int k
 
 Expected<void> Checkpoint::check(const Plan& plan) const {
   TensorsOfPlan wanted{.checkpoint = *this, .used = {}, .status = {}};
+  wanted.used.reserve(tensors.size());
   each_weight(plan, wanted);
   MR_TRY(wanted.status);
+  std::vector<std::string_view> unknown;
+  std::vector<std::pair<const SourceTensor*, std::string_view>> copies;  // of what an MTP layer shares
   for (const auto& [name, tensor] : tensors) {
     if (wanted.used.contains(name)) continue;
-    if (const auto original = original_of_mtp_copy(name, config.tied_embeddings);
-        !original.empty() && config.mtp_layers > 0) {
-      MR_TRY(check_mtp_copy(tensor, original, *this));
-      continue;
+    const auto original = original_of_mtp_copy(name, config.tied_embeddings);
+    if (!original.empty() && config.mtp_layers > 0) {
+      copies.emplace_back(&tensor, original);
+    } else if (is_harmless(name, config)) {
+      log(LogLevel::info, "model", "ignoring tensor {}", name);
+    } else {
+      unknown.push_back(name);
     }
-    if (!is_harmless(name, config))
-      return invalid(fmt::format(
-          "tensor \"{}\" of shape {} has no place in a {} model: the config and the weights disagree", name,
-          tensor.shape, architecture_name(config.architecture)));
-    log(LogLevel::info, "model", "ignoring tensor {}", name);
   }
+  if (!unknown.empty()) {
+    const std::string first(*std::ranges::min_element(unknown));
+    return invalid(fmt::format(
+        "tensor \"{}\" of shape {}{} no place in a {} model: the config and the weights disagree", first,
+        tensors.at(first).shape,
+        unknown.size() > 1 ? fmt::format(" and {} others have", unknown.size() - 1) : std::string(" has"),
+        architecture_name(config.architecture)));
+  }
+  for (const auto& [copy, original] : copies)  // last, since it reads them whole
+    MR_TRY(check_mtp_copy(*copy, original, *this));
   return {};
 }
 

@@ -32,6 +32,14 @@ void read_fp8(const SourceTensor& tensor, int64_t begin, int64_t end, float* out
   }
 }
 
+float fp8_factor(const SourceTensor& tensor, int64_t row, int64_t column) {
+  const int64_t blocks = (tensor.columns + kFp8Block - 1) / kFp8Block;
+  float factor = 0;
+  gguf_dequantize(tensor.factor_type, tensor.factors.data(), row / kFp8Block * blocks + column / kFp8Block, 1,
+                  &factor);
+  return factor;
+}
+
 // Where row `row` of a part stands among the view's rows in the file.
 int64_t stored_row(const PairedRows& pairs, int64_t row) {
   const int64_t place = row % pairs.group - pairs.first;
@@ -75,11 +83,17 @@ Expected<void> read_rows(const SourceTensor& tensor, int64_t begin, int64_t end,
   float poison = 0;
   for (int64_t i = 0; i < count; ++i) poison += out[i] - out[i];
   if (poison == 0) return {};
-  for (int64_t i = 0; i < count; ++i)
-    if (!std::isfinite(out[i]))
-      return fail(Code::data_loss,
-                  fmt::format("tensor \"{}\" holds {} at row {}, column {}: the checkpoint is damaged",
-                              tensor.name, out[i], begin + i / columns, i % columns));
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isfinite(out[i])) continue;
+    const int64_t row = begin + i / columns, column = i % columns;
+    std::string factor;
+    if (tensor.fp8)
+      factor = fmt::format(" (its block's factor, in \"{}_scale_inv\", is {})", tensor.name,
+                           fp8_factor(tensor, row, column));
+    return fail(Code::data_loss,
+                fmt::format("tensor \"{}\" holds {} at row {}, column {}{}: the checkpoint is damaged",
+                            tensor.name, out[i], row, column, factor));
+  }
   return {};
 }
 

@@ -12,18 +12,11 @@ namespace millrace::model {
 
 class GgufFile;
 
-// Numbers are stored in packed files.
+// The families of architectures.inc. Packed files name them by their model_type: the numbers are this build's own.
 enum class Architecture : uint32_t {
-  llama = 1,
-  qwen2 = 2,
-  qwen3 = 3,
-  deepseek_v2 = 4,
-  deepseek_v3 = 5,  // R1, V3.1, Kimi K2 too
-  qwen2_moe = 6,
-  qwen3_moe = 7,
-  pangu_embedded = 8,
-  pangu_moe = 9,    // Pangu Pro MoE
-  pangu_ultra = 10  // Pangu Ultra MoE
+#define MILLRACE_ARCHITECTURE(name, page) name,
+#include "model/architectures.inc"
+#undef MILLRACE_ARCHITECTURE
 };
 std::string_view architecture_name(Architecture architecture);           // transformers' model_type
 

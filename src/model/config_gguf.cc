@@ -126,7 +126,7 @@ Expected<ModelConfig> config_from_gguf(const GgufFile& file) {
   const ArchitecturePage* page = MR_TRY(page_of(file));
   const GgufKeys keys(file, page->gguf_architecture);
   ModelConfig out;
-  out.architecture = page->id;
+  out.architecture = architecture_of(*page);
   out.name = utf8_repair(file.text("general.name").value_or("").substr(0, 200));
   out.hidden_size = MR_TRY(keys.size("embedding_length"));
   out.layers = MR_TRY(keys.size("block_count"));

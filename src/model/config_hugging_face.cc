@@ -219,7 +219,7 @@ Expected<ModelConfig> config_from_hugging_face(std::string_view config_json,
   const ArchitecturePage* page = MR_TRY(page_of(file));
   MR_TRY(refuse_unsupported(file));
   ModelConfig out;
-  out.architecture = page->id;
+  out.architecture = architecture_of(*page);
   out.vocab_size = MR_TRY(read_size(file, "vocab_size"));
   out.hidden_size = MR_TRY(read_size(file, "hidden_size"));
   out.layers = MR_TRY(read_size(file, "num_hidden_layers"));

@@ -1,5 +1,5 @@
-// A small trained DeepSeek-V3 (tests/models, or the folder that MILLRACE_TINY_DEEPSEEK names) against the outputs
-// that transformers gave for it.
+// A small trained DeepSeek-V3 (tests/models, or the folder that MILLRACE_TINY_DEEPSEEK names) against the
+// outputs that transformers gave for it.
 #include <gtest/gtest.h>
 #include <unistd.h>
 

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <concepts>
+#include <type_traits>
+#include <utility>
 
 #include "base/hash.h"
 #include "base/json.h"
@@ -14,19 +17,7 @@ namespace {
 
 constexpr JsonLimits kDirectoryLimits{.max_bytes = kMaxDirectoryBytes, .max_depth = 8};
 
-// Numbers whose every bit matters travel as text: Boost.JSON may read a double one unit in the last place
-// off.
-json::string exact(double value) { return json::string(fmt::format("{}", value)); }
 json::string hex(uint64_t value) { return json::string(fmt::format("{:016x}", value)); }
-
-Expected<double> read_exact(const json::object& object, std::string_view key) {
-  const std::string text = MR_TRY(read_text(object, key));
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size())
-    return fail(Code::data_loss, fmt::format("\"{}\" is \"{}\", not a number", key, text.substr(0, 40)));
-  return value;
-}
 
 Expected<uint64_t> read_hex(const json::object& object, std::string_view key) {
   const std::string text = MR_TRY(read_text(object, key));
@@ -36,87 +27,6 @@ Expected<uint64_t> read_hex(const json::object& object, std::string_view key) {
     return fail(Code::data_loss, fmt::format("\"{}\" is \"{}\", not 16 hex digits", key, text.substr(0, 40)));
   return value;
 }
-
-json::object mla_to_json(const MlaConfig& c) {
-  if (!c.used()) return {};
-  return {{"kv_lora_rank", c.kv_lora_rank},
-          {"q_lora_rank", c.q_lora_rank},
-          {"nope_head_dim", c.nope_head_dim},
-          {"rope_head_dim", c.rope_head_dim},
-          {"value_head_dim", c.value_head_dim},
-          {"rope_interleaved", c.rope_interleaved},
-          {"latent_norm_eps", exact(double{c.latent_norm_eps})}};
-}
-
-json::object moe_to_json(const MoeConfig& c) {
-  if (!c.used()) return {};
-  std::string layers;  // '1': a mixture
-  for (const uint8_t mixture : c.layers) layers += mixture != 0 ? '1' : '0';
-  return {{"experts", c.experts},
-          {"experts_per_token", c.experts_per_token},
-          {"ffn_size", c.ffn_size},
-          {"shared_ffn_size", c.shared_ffn_size},
-          {"shared_gate", c.shared_gate},
-          {"layers", layers},
-          {"score", std::to_underlying(c.score)},
-          {"selection_bias", c.selection_bias},
-          {"groups", c.groups},
-          {"groups_kept", c.groups_kept},
-          {"group_score", std::to_underlying(c.group_score)},
-          {"one_per_group", c.one_per_group},
-          {"normalise", c.normalise},
-          {"weight_epsilon", exact(double{c.weight_epsilon})},
-          {"weight_scale", exact(double{c.weight_scale})},
-          {"expert_scale", c.expert_scale}};
-}
-
-json::object config_to_json(const ModelConfig& c) {
-  json::object rope{{"kind", std::to_underlying(c.rope.kind)},
-                    {"theta", exact(c.rope.theta)},
-                    {"factor", exact(c.rope.factor)},
-                    {"low_freq_factor", exact(c.rope.low_freq_factor)},
-                    {"high_freq_factor", exact(c.rope.high_freq_factor)},
-                    {"beta_fast", exact(c.rope.beta_fast)},
-                    {"beta_slow", exact(c.rope.beta_slow)},
-                    {"attention_factor", exact(c.rope.attention_factor)},
-                    {"original_max_position", c.rope.original_max_position}};
-  json::array divisors;
-  for (const float divisor : c.rope.frequency_divisors)
-    divisors.push_back(double{divisor});  // floats survive an ulp of a double
-  rope["frequency_divisors"] = std::move(divisors);
-  json::array eos(c.eos.begin(), c.eos.end());
-  json::object generation{{"temperature", exact(c.generation.temperature)},
-                          {"top_p", exact(c.generation.top_p)},
-                          {"min_p", exact(c.generation.min_p)},
-                          {"repetition_penalty", exact(c.generation.repetition_penalty)},
-                          {"top_k", c.generation.top_k}};
-  return {{"architecture", architecture_name(c.architecture)},
-          {"name", c.name},
-          {"vocab_size", c.vocab_size},
-          {"hidden_size", c.hidden_size},
-          {"layers", c.layers},
-          {"q_heads", c.q_heads},
-          {"kv_heads", c.kv_heads},
-          {"head_dim", c.head_dim},
-          {"ffn_size", c.ffn_size},
-          {"rms_norm_eps", exact(double{c.rms_norm_eps})},
-          {"rope", std::move(rope)},
-          {"tied_embeddings", c.tied_embeddings},
-          {"qkv_bias", c.qkv_bias},
-          {"o_bias", c.o_bias},
-          {"mlp_bias", c.mlp_bias},
-          {"qk_norm", c.qk_norm},
-          {"sandwich_norm", c.sandwich_norm},
-          {"attention_scale", exact(double{c.attention_scale})},
-          {"mla", mla_to_json(c.mla)},
-          {"moe", moe_to_json(c.moe)},
-          {"mtp_layers", c.mtp_layers},
-          {"max_position", c.max_position},
-          {"bos", c.bos},
-          {"eos", std::move(eos)},
-          {"generation", std::move(generation)}};
-}
-
 Expected<const json::object*> read_object(const json::object& object, std::string_view key) {
   const json::value* value = field_of(object, key);
   if (value == nullptr || !value->is_object())
@@ -131,112 +41,241 @@ Expected<const json::array*> read_array(const json::object& object, std::string_
   return &value->get_array();
 }
 
-Expected<RopeConfig> rope_from_json(const json::object& object) {
-  RopeConfig rope;
-  const int kind = MR_TRY(read_size(object, "kind"));
-  if (kind > static_cast<int>(RopeConfig::Kind::yarn))
-    return fail(Code::data_loss, fmt::format("rope kind {} is not known", kind));
-  rope.kind = static_cast<RopeConfig::Kind>(kind);
-  rope.theta = MR_TRY(read_exact(object, "theta"));
-  rope.factor = MR_TRY(read_exact(object, "factor"));
-  rope.low_freq_factor = MR_TRY(read_exact(object, "low_freq_factor"));
-  rope.high_freq_factor = MR_TRY(read_exact(object, "high_freq_factor"));
-  rope.beta_fast = MR_TRY(read_exact(object, "beta_fast"));
-  rope.beta_slow = MR_TRY(read_exact(object, "beta_slow"));
-  rope.attention_factor = MR_TRY(read_exact(object, "attention_factor"));
-  rope.original_max_position = MR_TRY(read_integer(object, "original_max_position"));
-  for (const json::value& divisor : *MR_TRY(read_array(object, "frequency_divisors", 1024))) {
-    if (!divisor.is_number()) return fail(Code::data_loss, "a frequency divisor is not a number");
-    rope.frequency_divisors.push_back(static_cast<float>(divisor.to_number<double>()));
+// The fields of a config by their names in the file, stated once: `f` is a Writer or a Reader.
+template <class Fields, class Rope>
+void rope_fields(Fields& f, Rope& c) {
+  f("kind", c.kind);
+  f("theta", c.theta);
+  f("factor", c.factor);
+  f("low_freq_factor", c.low_freq_factor);
+  f("high_freq_factor", c.high_freq_factor);
+  f("beta_fast", c.beta_fast);
+  f("beta_slow", c.beta_slow);
+  f("attention_factor", c.attention_factor);
+  f("original_max_position", c.original_max_position);
+  f("frequency_divisors", c.frequency_divisors);
+}
+template <class Fields, class Mla>
+void mla_fields(Fields& f, Mla& c) {
+  if (!f.is_there(c)) return;
+  f("kv_lora_rank", c.kv_lora_rank);
+  f("q_lora_rank", c.q_lora_rank);
+  f("nope_head_dim", c.nope_head_dim);
+  f("rope_head_dim", c.rope_head_dim);
+  f("value_head_dim", c.value_head_dim);
+  f("rope_interleaved", c.rope_interleaved);
+  f("latent_norm_eps", c.latent_norm_eps);
+}
+template <class Fields, class Moe>
+void moe_fields(Fields& f, Moe& c) {
+  if (!f.is_there(c)) return;
+  f("experts", c.experts);
+  f("experts_per_token", c.experts_per_token);
+  f("ffn_size", c.ffn_size);
+  f("shared_ffn_size", c.shared_ffn_size);
+  f("shared_gate", c.shared_gate);
+  f("layers", c.layers);
+  f("score", c.score);
+  f("selection_bias", c.selection_bias);
+  f("groups", c.groups);
+  f("groups_kept", c.groups_kept);
+  f("group_score", c.group_score);
+  f("one_per_group", c.one_per_group);
+  f("normalise", c.normalise);
+  f("weight_epsilon", c.weight_epsilon);
+  f("weight_scale", c.weight_scale);
+  f("expert_scale", c.expert_scale);
+}
+template <class Fields, class Generation>
+void generation_fields(Fields& f, Generation& c) {
+  f("temperature", c.temperature);
+  f("top_p", c.top_p);
+  f("min_p", c.min_p);
+  f("repetition_penalty", c.repetition_penalty);
+  f("top_k", c.top_k);
+}
+template <class Fields, class Config>
+void config_fields(Fields& f, Config& c) {
+  f("architecture", c.architecture);
+  f("name", c.name);
+  f("vocab_size", c.vocab_size);
+  f("hidden_size", c.hidden_size);
+  f("layers", c.layers);
+  f("q_heads", c.q_heads);
+  f("kv_heads", c.kv_heads);
+  f("head_dim", c.head_dim);
+  f("ffn_size", c.ffn_size);
+  f("rms_norm_eps", c.rms_norm_eps);
+  f.group("rope", [&](auto& inner) { rope_fields(inner, c.rope); });
+  f("tied_embeddings", c.tied_embeddings);
+  f("qkv_bias", c.qkv_bias);
+  f("o_bias", c.o_bias);
+  f("mlp_bias", c.mlp_bias);
+  f("qk_norm", c.qk_norm);
+  f("sandwich_norm", c.sandwich_norm);
+  f("attention_scale", c.attention_scale);
+  f.group("mla", [&](auto& inner) { mla_fields(inner, c.mla); });
+  f.group("moe", [&](auto& inner) { moe_fields(inner, c.moe); });
+  f("mtp_layers", c.mtp_layers);
+  f("max_position", c.max_position);
+  f.token("bos", c.bos);
+  f("eos", c.eos);
+  f.group("generation", [&](auto& inner) { generation_fields(inner, c.generation); });
+}
+
+struct Writer {
+  json::object out;
+
+  template <class T>
+  void operator()(std::string_view key, const T& value) {
+    if constexpr (std::is_same_v<T, Architecture>) {
+      out[key] = architecture_name(value);
+    } else if constexpr (std::is_enum_v<T>) {
+      out[key] = std::to_underlying(value);
+    } else if constexpr (std::is_floating_point_v<T>) {
+      // Every bit matters, and Boost.JSON may read a double one unit in the last place off: such numbers are
+      // text.
+      out[key] = fmt::format("{}", double{value});
+    } else {
+      out[key] = value;
+    }
   }
-  return rope;
+  void operator()(std::string_view key, const std::vector<uint8_t>& mixtures) {  // '1': a mixture
+    std::string text;
+    for (const uint8_t mixture : mixtures) text += mixture != 0 ? '1' : '0';
+    out[key] = text;
+  }
+  void operator()(std::string_view key, const std::vector<float>& values) {
+    json::array array;
+    for (const float value : values) array.push_back(double{value});  // floats survive an ulp of a double
+    out[key] = std::move(array);
+  }
+  void operator()(std::string_view key, const std::vector<TokenId>& ids) {
+    out[key] = json::array(ids.begin(), ids.end());
+  }
+  void token(std::string_view key, TokenId id) { out[key] = id; }
+  bool is_there(const auto& part) const { return part.used(); }  // or an empty object
+  void group(std::string_view key, const auto& fields) {
+    Writer inner;
+    fields(inner);
+    out[key] = std::move(inner.out);
+  }
+};
+
+constexpr auto last_of(RopeConfig::Kind) { return RopeConfig::Kind::yarn; }
+constexpr auto last_of(MoeConfig::Score) { return MoeConfig::Score::sigmoid; }
+constexpr auto last_of(MoeConfig::GroupScore) { return MoeConfig::GroupScore::top2_sum; }
+
+Expected<TokenId> token_id(const json::value& value) {
+  const auto id = integer_of(value);
+  if (!id || *id < -1 || *id > INT32_MAX) return fail(Code::data_loss, "a token id is out of range");
+  return static_cast<TokenId>(*id);
 }
 
-Expected<MlaConfig> mla_from_json(const json::object& object) {
-  MlaConfig c;
-  if (object.empty()) return c;
-  c.kv_lora_rank = MR_TRY(read_size(object, "kv_lora_rank"));
-  c.q_lora_rank = MR_TRY(read_size(object, "q_lora_rank"));
-  c.nope_head_dim = MR_TRY(read_size(object, "nope_head_dim"));
-  c.rope_head_dim = MR_TRY(read_size(object, "rope_head_dim"));
-  c.value_head_dim = MR_TRY(read_size(object, "value_head_dim"));
-  c.rope_interleaved = MR_TRY(read_bool(object, "rope_interleaved", true));
-  c.latent_norm_eps = static_cast<float>(MR_TRY(read_exact(object, "latent_norm_eps")));
-  return c;
+Expected<void> read_field(const json::object& in, std::string_view key, int& value) {
+  value = MR_TRY(read_size(in, key));
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, int64_t& value) {
+  value = MR_TRY(read_integer(in, key));
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, bool& value) {
+  value = MR_TRY(read_bool(in, key, value));
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, std::string& value) {
+  value = MR_TRY(read_text(in, key));
+  return {};
+}
+template <std::floating_point T>
+Expected<void> read_field(const json::object& in, std::string_view key, T& value) {
+  const std::string text = MR_TRY(read_text(in, key));
+  double exact = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), exact);
+  if (error != std::errc() || end != text.data() + text.size())
+    return fail(Code::data_loss, fmt::format("\"{}\" is \"{}\", not a number", key, text.substr(0, 40)));
+  value = static_cast<T>(exact);
+  return {};
+}
+template <class T>
+requires std::is_enum_v<T> Expected<void> read_field(const json::object& in, std::string_view key, T& value) {
+  const int number = MR_TRY(read_size(in, key));
+  if (number > static_cast<int>(std::to_underlying(last_of(T{}))))
+    return fail(Code::data_loss, fmt::format("{} {} is not known", key, number));
+  value = static_cast<T>(number);
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, Architecture& value) {
+  const std::string name = MR_TRY(read_text(in, key));
+  const auto pages = architecture_pages();
+  const auto page = std::ranges::find(pages, name, &ArchitecturePage::model_type);
+  if (page == pages.end())
+    return fail(Code::data_loss, fmt::format("architecture \"{}\" is not known", name.substr(0, 80)));
+  value = architecture_of(**page);
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, std::vector<uint8_t>& mixtures) {
+  for (const char layer : MR_TRY(read_text(in, key))) mixtures.push_back(layer == '1' ? 1 : 0);
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, std::vector<float>& values) {
+  for (const json::value& value : *MR_TRY(read_array(in, key, 1024))) {
+    if (!value.is_number()) return fail(Code::data_loss, fmt::format("\"{}\" has what is not a number", key));
+    values.push_back(static_cast<float>(value.to_number<double>()));
+  }
+  return {};
+}
+Expected<void> read_field(const json::object& in, std::string_view key, std::vector<TokenId>& ids) {
+  for (const json::value& id : *MR_TRY(read_array(in, key, 64))) ids.push_back(MR_TRY(token_id(id)));
+  return {};
 }
 
-Expected<MoeConfig> moe_from_json(const json::object& object) {
-  MoeConfig c;
-  if (object.empty()) return c;
-  const auto choice = [&](std::string_view key) -> Expected<uint32_t> {  // of two
-    const int value = MR_TRY(read_size(object, key));
-    if (value > 1) return fail(Code::data_loss, fmt::format("{} {} is not known", key, value));
-    return static_cast<uint32_t>(value);
-  };
-  c.experts = MR_TRY(read_size(object, "experts"));
-  c.experts_per_token = MR_TRY(read_size(object, "experts_per_token"));
-  c.ffn_size = MR_TRY(read_size(object, "ffn_size"));
-  c.shared_ffn_size = MR_TRY(read_size(object, "shared_ffn_size"));
-  c.shared_gate = MR_TRY(read_bool(object, "shared_gate", false));
-  for (const char layer : MR_TRY(read_text(object, "layers"))) c.layers.push_back(layer == '1' ? 1 : 0);
-  c.score = static_cast<MoeConfig::Score>(MR_TRY(choice("score")));
-  c.selection_bias = MR_TRY(read_bool(object, "selection_bias", false));
-  c.groups = MR_TRY(read_size(object, "groups"));
-  c.groups_kept = MR_TRY(read_size(object, "groups_kept"));
-  c.group_score = static_cast<MoeConfig::GroupScore>(MR_TRY(choice("group_score")));
-  c.one_per_group = MR_TRY(read_bool(object, "one_per_group", false));
-  c.normalise = MR_TRY(read_bool(object, "normalise", false));
-  c.weight_epsilon = static_cast<float>(MR_TRY(read_exact(object, "weight_epsilon")));
-  c.weight_scale = static_cast<float>(MR_TRY(read_exact(object, "weight_scale")));
-  c.expert_scale = MR_TRY(read_bool(object, "expert_scale", false));
-  return c;
+struct Reader {
+  const json::object& in;
+  Expected<void>& status;  // the first error; nothing is read after it
+
+  template <class T>
+  void operator()(std::string_view key, T& value) {
+    if (status) status = read_field(in, key, value);
+  }
+  void token(std::string_view key, TokenId& id) {
+    int64_t number = -1;
+    (*this)(key, number);
+    if (!status) return;
+    if (const auto read = token_id(number)) {
+      id = *read;
+    } else {
+      status = std::unexpected(read.error());
+    }
+  }
+  bool is_there(const auto&) const { return !in.empty(); }
+  void group(std::string_view key, const auto& fields) {
+    if (!status) return;
+    const auto object = read_object(in, key);
+    if (!object) {
+      status = std::unexpected(object.error());
+      return;
+    }
+    Reader inner{**object, status};
+    fields(inner);
+  }
+};
+
+json::object config_to_json(const ModelConfig& config) {
+  Writer writer;
+  config_fields(writer, config);
+  return std::move(writer.out);
 }
 
 Expected<ModelConfig> config_from_json(const json::object& object) {
-  ModelConfig c;
-  const std::string architecture = MR_TRY(read_text(object, "architecture"));
-  const auto pages = architecture_pages();
-  const auto page =
-      std::ranges::find_if(pages, [&](const ArchitecturePage* p) { return p->model_type == architecture; });
-  if (page == pages.end())
-    return fail(Code::data_loss, fmt::format("architecture \"{}\" is not known", architecture.substr(0, 80)));
-  c.architecture = (*page)->id;
-  c.name = MR_TRY(read_text(object, "name"));
-  c.vocab_size = MR_TRY(read_size(object, "vocab_size"));
-  c.hidden_size = MR_TRY(read_size(object, "hidden_size"));
-  c.layers = MR_TRY(read_size(object, "layers"));
-  c.q_heads = MR_TRY(read_size(object, "q_heads"));
-  c.kv_heads = MR_TRY(read_size(object, "kv_heads"));
-  c.head_dim = MR_TRY(read_size(object, "head_dim"));
-  c.ffn_size = MR_TRY(read_size(object, "ffn_size"));
-  c.rms_norm_eps = static_cast<float>(MR_TRY(read_exact(object, "rms_norm_eps")));
-  c.rope = MR_TRY(rope_from_json(*MR_TRY(read_object(object, "rope"))));
-  c.tied_embeddings = MR_TRY(read_bool(object, "tied_embeddings", false));
-  c.qkv_bias = MR_TRY(read_bool(object, "qkv_bias", false));
-  c.o_bias = MR_TRY(read_bool(object, "o_bias", false));
-  c.mlp_bias = MR_TRY(read_bool(object, "mlp_bias", false));
-  c.qk_norm = MR_TRY(read_bool(object, "qk_norm", false));
-  c.sandwich_norm = MR_TRY(read_bool(object, "sandwich_norm", false));
-  c.attention_scale = static_cast<float>(MR_TRY(read_exact(object, "attention_scale")));
-  c.mla = MR_TRY(mla_from_json(*MR_TRY(read_object(object, "mla"))));
-  c.moe = MR_TRY(moe_from_json(*MR_TRY(read_object(object, "moe"))));
-  c.mtp_layers = MR_TRY(read_size(object, "mtp_layers"));
-  c.max_position = MR_TRY(read_integer(object, "max_position"));
-  const auto token_id = [](const json::value& value) -> Expected<TokenId> {
-    const auto id = integer_of(value);
-    if (!id || *id < -1 || *id > INT32_MAX) return fail(Code::data_loss, "a token id is out of range");
-    return static_cast<TokenId>(*id);
-  };
-  c.bos = MR_TRY(token_id(json::value(MR_TRY(read_integer(object, "bos")))));
-  for (const json::value& id : *MR_TRY(read_array(object, "eos", 64))) c.eos.push_back(MR_TRY(token_id(id)));
-  const json::object& generation = *MR_TRY(read_object(object, "generation"));
-  c.generation.temperature = MR_TRY(read_exact(generation, "temperature"));
-  c.generation.top_p = MR_TRY(read_exact(generation, "top_p"));
-  c.generation.min_p = MR_TRY(read_exact(generation, "min_p"));
-  c.generation.repetition_penalty = MR_TRY(read_exact(generation, "repetition_penalty"));
-  c.generation.top_k = MR_TRY(read_size(generation, "top_k"));
-  MR_TRY(c.validate());
-  return c;
+  ModelConfig config;
+  Expected<void> status;
+  Reader reader{object, status};
+  config_fields(reader, config);
+  MR_TRY(status);
+  MR_TRY(config.validate());
+  return config;
 }
 
 }  // namespace

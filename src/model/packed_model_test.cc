@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/memory.h"
+#include "model/fixtures/published_configs.h"
 #include "model/fixtures/tiny_checkpoint.h"
 #include "model/internal/packed_layout.h"
 
@@ -167,25 +168,9 @@ TEST_F(PackedFile, AskingForMillionsOfSectionsCostsNothing) {
 // DeepSeek-V3's sizes: 671 GB of INT8 weights in 30,000 sections, all holes. Opening reads the directory
 // alone.
 TEST_F(PackedFile, OpensAModelOfDeepSeekV3sSize) {
-  ModelConfig config = fixtures::tiny_config(Architecture::llama);
-  config.architecture = Architecture::deepseek_v3;
-  config.vocab_size = 129280;
-  config.hidden_size = 7168;
-  config.layers = 61;
-  config.q_heads = 128;
-  config.kv_heads = 1;
-  config.head_dim = 192;
-  config.ffn_size = 18432;
-  config.tied_embeddings = false;
-  config.mla = {.kv_lora_rank = 512,
-                .q_lora_rank = 1536,
-                .nope_head_dim = 128,
-                .rope_head_dim = 64,
-                .value_head_dim = 128};
-  config.moe = {.experts = 256, .experts_per_token = 8, .ffn_size = 2048, .shared_ffn_size = 2048};
-  config.moe.layers.assign(61, 1);
-  std::fill_n(config.moe.layers.begin(), 3, uint8_t{0});
-  config.moe.selection_bias = true;
+  const auto parsed = config_from_hugging_face(fixtures::kDeepSeekV3Config, "");
+  ASSERT_TRUE(parsed.has_value()) << parsed.error().message;
+  const ModelConfig& config = *parsed;
 
   const auto small = directory_from_json(directory());
   ASSERT_TRUE(small.has_value());

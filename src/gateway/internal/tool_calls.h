@@ -4,6 +4,7 @@
 // Not wired yet: requests with `tools` are refused. What is here lets replies be read and told again through
 // the chat templates (tests/templates).
 #pragma once
+#include <boost/json/fwd.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,7 +15,7 @@ namespace millrace::gateway {
 struct ToolCall {
   std::string id;  // as the model wrote it (Kimi), else ""
   std::string name;
-  std::string arguments;  // JSON, verbatim as the model wrote it
+  std::string arguments;  // JSON, verbatim as the model wrote it (tagged: an object of the parameters' texts)
   bool operator==(const ToolCall&) const = default;
 };
 
@@ -29,6 +30,7 @@ struct ToolCallSyntax {
     numbered,  // functions.NAME:INDEX separator JSON
     object,    // {"name": .., "arguments": ..}
     array,     // [{"name": .., "arguments": ..}, ..]
+    tagged,    // <function=NAME> <parameter=KEY> text </parameter> .. </function>
   } body;
 };
 std::span<const ToolCallSyntax> tool_call_syntaxes();
@@ -38,7 +40,14 @@ struct ToolReply {
   std::string content;  // the text before the calls, without the line ends that part it from them
   std::vector<ToolCall> calls;
 };
-// A text whose calls are malformed or cut off has none: all of it is content, as it came.
-ToolReply parse_tool_calls(const ToolCallSyntax& syntax, std::string_view text);
+// A text whose calls are malformed or cut off has none: all of it is content, as it came. Only the closing
+// marker of the section may be missing: DeepSeek's first templates tell a single call without it, and models
+// say what they were told.
+//
+// `tools` are the request's, as OpenAI spells them, or null. Tagged parameters are texts; a tool's schema
+// says which of them are JSON: those not of type string, if they are. Others, and all of an unknown tool, are
+// strings.
+ToolReply parse_tool_calls(const ToolCallSyntax& syntax, std::string_view text,
+                           const boost::json::value* tools = nullptr);
 
 }  // namespace millrace::gateway

@@ -1,5 +1,5 @@
 // A model family as one page: what it is called, how its checkpoint's config maps to ours, and its graph in
-// terms of the checkpoint's tensors. One page per arch_*.cc; registered in architectures.cc. Private to the
+// terms of the checkpoint's tensors. One page per arch_*.cc; registered in architectures.inc. Private to the
 // room.
 //
 // The graph is first a Plan (plan.h): packing reads it to know what to write, opening reads the same Plan to
@@ -16,7 +16,6 @@
 namespace millrace::model {
 
 struct ArchitecturePage {
-  Architecture id = Architecture::llama;
   std::string_view model_type;       // transformers' model_type, and our name for it
   std::string_view causal_lm_class;  // transformers' class in config.json's "architectures"
   // Other spellings of the same family: Kimi K2 is DeepSeek-V3's graph.
@@ -34,10 +33,11 @@ struct ArchitecturePage {
 
 std::span<const ArchitecturePage* const> architecture_pages();
 const ArchitecturePage& architecture_page(Architecture architecture);
+Architecture architecture_of(const ArchitecturePage& page);  // one of the pages above
 
-// The pages.
-extern const ArchitecturePage kLlamaPage, kQwen2Page, kQwen3Page, kDeepSeekV2Page, kDeepSeekV3Page,
-    kQwen2MoePage, kQwen3MoePage, kPanguEmbeddedPage, kPanguMoePage, kPanguUltraPage;
+#define MILLRACE_ARCHITECTURE(name, page) extern const ArchitecturePage page;
+#include "model/architectures.inc"
+#undef MILLRACE_ARCHITECTURE
 
 // What the decoder families share: embed, then per layer attention (ordinary, or latent where config.mla says
 // so) and FFN (dense, or a mixture where config.moe says so), then RMSNorm and head; biases, q/k norm and

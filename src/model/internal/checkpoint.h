@@ -23,6 +23,7 @@ inline constexpr int64_t kFp8Block = 128;  // FP8 weights have one factor a bloc
 struct SourceTensor {  // a vector is one row
   std::string name;
   int64_t rows = 0, columns = 0;
+  bool stacked = false;           // of matrices: more than two dimensions that are not 1 (the rows of all are counted)
   GgmlType type = GgmlType::f32;  // safetensors' F32, F16 and BF16 have the same layout as GGUF's
   std::span<const std::byte> data;
   bool readable = true;  // false: a dtype that cannot be read as floats
