@@ -266,7 +266,7 @@ TEST_P(Families, FloatPathAgrees) {
   ASSERT_EQ(got.logits.size(), fixture.tokens.size());
   const model::ModelConfig& config = packed->config();
   expect_logits("reference", fixture, fixture.reference, got, [&](int) { return own_bound(config); });
-  if (GetParam().transformers)
+  if (fixture.has_transformers)
     expect_logits("transformers", fixture, fixture.transformers, got,
                   [&](int position) { return transformers_bound(config, position); });
   expect_experts(config, fixture, got);
