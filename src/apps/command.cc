@@ -129,6 +129,8 @@ void add_models(CLI::App& app, Verbs& verbs) {
   CLI::App* pack = app.add_subcommand("pack", "turn MODEL into the packed file that serving maps (serve does it by itself)");
   add_model_flags(*pack, verbs.pack);
   pack->add_option("-o,--output", verbs.pack_output, "where to write it (default: the cache)");
+  pack->footer("Needs at most 2 GiB of memory, whatever the size of MODEL. Stopped or killed, the same command continues where it "
+               "was.");
 }
 
 void add_measure(CLI::App& app, Verbs& verbs) {

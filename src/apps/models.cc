@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/json.hpp>
+#include <chrono>
 #include <filesystem>
 
 #include "apps/progress.h"
@@ -29,14 +30,51 @@ void catch_stop() {
 
 std::string_view type_name(model::PackType type) { return type == model::PackType::int8 ? "int8" : "float32"; }
 
+// "12 of 203 tensors, 1.2 GB of 7.6 GB, 310.4 MB/s, 21 s left  layers.0.ffn.down"
+std::string describe(const model::PackProgress& p, double packing_s) {
+  using Stage = model::PackProgress::Stage;
+  if (p.stage == Stage::waiting) return fmt::format("waiting: {}", p.what);
+  if (p.stage == Stage::checking)
+    return fmt::format("checking the {} that an earlier run left", human_bytes(p.bytes_done));
+  std::string text = fmt::format("{} of {} tensors, {} of {}", p.tensors_done, p.tensors_total,
+                                 human_bytes(p.bytes_done), human_bytes(p.bytes_total));
+  if (packing_s > 0.5 && p.bytes_done > p.bytes_found && p.bytes_done < p.bytes_total) {
+    const double rate = static_cast<double>(p.bytes_done - p.bytes_found) / packing_s;
+    text += fmt::format(", {}/s, {} left", human_bytes(static_cast<uint64_t>(rate)),
+                        human_duration(static_cast<double>(p.bytes_total - p.bytes_done) / rate));
+  }
+  return fmt::format("{}  {}", text, p.what);
+}
+
 Expected<void> pack_to(const std::filesystem::path& checkpoint, const std::filesystem::path& packed,
                        model::PackType type, const std::string& name) {
   std::error_code error;
   std::filesystem::create_directories(packed.parent_path(), error);
   ProgressBar bar(fmt::format("packing {} ({})", name, type_name(type)));
   model::PackOptions options{.type = type, .threads = granted_cpus().threads()};
-  options.progress = [&](double fraction, std::string_view what) { bar.update(fraction, what); };
+  double packing_since_s = 0;
+  options.progress = [&](const model::PackProgress& p) {
+    if (packing_since_s == 0 && p.stage == model::PackProgress::Stage::packing)
+      packing_since_s = monotonic_s();
+    bar.update(p.fraction(), describe(p, packing_since_s > 0 ? monotonic_s() - packing_since_s : 0));
+  };
   return model::pack_checkpoint(checkpoint, packed, options);
+}
+
+// A pack that was killed and never taken up again: its checkpoint has another name in the cache by now, or is
+// gone. The one about to be made is spared.
+void remove_forgotten_packs(const std::filesystem::path& packed) {
+  constexpr auto kForgotten = std::chrono::hours(24 * 7);
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(packed.parent_path(), error), end; !error && it != end;
+       it.increment(error)) {
+    std::filesystem::path path = it->path();
+    std::error_code ignored;
+    const auto touched = it->last_write_time(ignored);
+    if (ignored || path.extension() != ".partial" || std::filesystem::file_time_type::clock::now() - touched < kForgotten)
+      continue;
+    if (path.replace_extension() != packed) model::remove_unfinished_pack(path);
+  }
 }
 
 }  // namespace
@@ -54,7 +92,10 @@ Expected<std::string> ensure_packed(const ModelFlags& flags) {
   const auto name = MR_TRY(model::packed_file_name(checkpoint, type));
   const auto packed = hub::packed_folder() / name;
   std::error_code error;
-  if (!std::filesystem::exists(packed, error)) MR_TRY(pack_to(checkpoint, packed, type, flags.model));
+  if (!std::filesystem::exists(packed, error)) {
+    remove_forgotten_packs(packed);
+    MR_TRY(pack_to(checkpoint, packed, type, flags.model));
+  }
   return packed.string();
 }
 

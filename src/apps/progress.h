@@ -25,6 +25,7 @@ class ProgressBar {
   bool complete_ = false;
 };
 
+std::string human_duration(double seconds);  // "41 s", "3 min 20 s", "2 h 5 min"
 std::string human_bytes(uint64_t bytes);  // "98.4 MB", powers of 1000 as download tools print
 
 }  // namespace millrace::apps

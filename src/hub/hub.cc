@@ -37,13 +37,17 @@ Expected<fs::path> local_path(std::string_view model) {
                   model, names));
 }
 
+std::vector<fs::path> packed_paths(const fs::path& checkpoint) {  // there or not
+  std::vector<fs::path> out;
+  for (const auto type : {model::PackType::int8, model::PackType::float32})
+    if (const auto name = model::packed_file_name(checkpoint, type)) out.push_back(packed_folder() / *name);
+  return out;
+}
+
 std::vector<PackedFile> packed_files(const fs::path& checkpoint) {
   std::vector<PackedFile> out;
-  for (const auto type : {model::PackType::int8, model::PackType::float32}) {
-    const auto name = model::packed_file_name(checkpoint, type);
-    if (!name) continue;
+  for (const fs::path& path : packed_paths(checkpoint)) {
     std::error_code error;
-    const fs::path path = packed_folder() / *name;
     const auto bytes = fs::file_size(path, error);
     if (!error) out.push_back({path, bytes});
   }
@@ -146,13 +150,15 @@ Expected<void> remove(std::string_view model) {
   const bool any = fs::exists(model_folder(name), error) || fs::exists(partial_folder(name), error);
   if (!any) return fail(Code::not_found, fmt::format("{} is not here", model));
   const auto lock = MR_TRY(StoreLock::acquire(name, [] { return false; }));
-  if (const auto checkpoint = pulled_checkpoint(name))
-    for (const PackedFile& packed : packed_files(*checkpoint)) {
-      fs::remove(packed.path, error);
+  if (const auto checkpoint = pulled_checkpoint(name)) {
+    for (const fs::path& path : packed_paths(*checkpoint)) {
+      fs::remove(path, error);
       if (error)
         return fail(Code::permission_denied,
-                    fmt::format("cannot remove {}: {}", packed.path.string(), error.message()));
+                    fmt::format("cannot remove {}: {}", path.string(), error.message()));
+      model::remove_unfinished_pack(path);
     }
+  }
   // The manifest first: from then on the folder is nobody's model, whatever happens to the rest.
   fs::remove(model_folder(name) / "millrace.json", error);
   for (const fs::path& folder : {model_folder(name), partial_folder(name)}) {

@@ -62,8 +62,8 @@ struct ModelInfo {
 };
 std::vector<ModelInfo> list();  // what has been pulled, by name
 
-// Removes a pulled model, its packed files and what an interrupted pull left. A path is refused: it is the
-// user's own.
+// Removes a pulled model, its packed files and what an interrupted pull or pack left. A path is refused: it is
+// the user's own.
 Expected<void> remove(std::string_view model);
 
 // Where packed files of all models go: millrace_home()/packed.

@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -19,9 +20,10 @@ namespace {
 constexpr size_t kMaxJsonFileBytes = size_t{64} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 
-Expected<SourceTensor> from_shape(std::string name, std::span<const int64_t> shape_outer_first, GgmlType type,
-                                  std::span<const std::byte> data) {
-  SourceTensor tensor{.name = std::move(name), .rows = 1, .columns = 1, .type = type, .data = data};
+SourceTensor from_shape(std::string name, std::span<const int64_t> shape_outer_first, GgmlType type,
+                        SourceBytes data) {
+  SourceTensor tensor{
+      .name = std::move(name), .rows = 1, .columns = 1, .type = type, .data = std::move(data)};
   tensor.shape = fmt::format("[{}]", fmt::join(shape_outer_first, ", "));
   for (size_t i = 0; i < shape_outer_first.size(); ++i) {
     (i + 1 == shape_outer_first.size() ? tensor.columns : tensor.rows) *= shape_outer_first[i];
@@ -30,10 +32,43 @@ Expected<SourceTensor> from_shape(std::string name, std::span<const int64_t> sha
   return tensor;
 }
 
-Expected<void> add_gguf_tensors(const GgufFile& file, Checkpoint& out) {
-  for (const GgufTensor& tensor : file.tensors()) {
+// Which file holds which bytes. From half of the machine's memory on, a checkpoint's pages are not kept.
+class Files {
+ public:
+  Expected<void> add(const MappedFile& mapping, Checkpoint& out) {
+    files_.push_back(MR_TRY(SourceFile::of(mapping)));
+    out.files.push_back(files_.back());
+    bytes_ += mapping.bytes().size();
+    return {};
+  }
+  void sort() {
+    std::ranges::sort(files_, {}, [](const auto& file) { return file->mapping.data(); });
+    const auto memory =
+        static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+    read_once = bytes_ > memory / 2;
+  }
+  SourceBytes find(std::span<const std::byte> bytes) const {
+    auto after = std::ranges::upper_bound(files_, bytes.data(), {},
+                                          [](const auto& file) { return file->mapping.data(); });
+    if (after == files_.begin()) return {bytes, nullptr};
+    return {bytes, *--after};
+  }
+  bool read_once = false;
+
+ private:
+  std::vector<std::shared_ptr<const SourceFile>> files_;
+  uint64_t bytes_ = 0;
+};
+
+Expected<void> add_gguf_tensors(const GgufFile& gguf, Checkpoint& out) {
+  Files files;
+  if (gguf.mapping() != nullptr) MR_TRY(files.add(*gguf.mapping(), out));
+  files.sort();
+  for (const GgufTensor& tensor : gguf.tensors()) {
     std::vector<int64_t> shape(tensor.shape.rbegin(), tensor.shape.rend());
-    out.tensors.emplace(tensor.name, MR_TRY(from_shape(tensor.name, shape, tensor.type, tensor.data)));
+    SourceTensor source = from_shape(tensor.name, shape, tensor.type, files.find(tensor.data));
+    source.read_once = files.read_once;
+    out.tensors.emplace(tensor.name, std::move(source));
   }
   return {};
 }
@@ -69,10 +104,15 @@ Expected<void> join_fp8_factors(Checkpoint& out) {
   return {};
 }
 
-Expected<void> add_safetensors(const SafetensorsFiles& files, Checkpoint& out) {
-  out.tensors.reserve(files.tensors().size());
-  for (const SafetensorsTensor& tensor : files.tensors()) {
-    SourceTensor source = MR_TRY(from_shape(tensor.name, tensor.shape, layout_of(tensor.type), tensor.data));
+Expected<void> add_safetensors(const SafetensorsFiles& safetensors, Checkpoint& out) {
+  Files files;
+  for (const MappedFile& mapping : safetensors.mappings()) MR_TRY(files.add(mapping, out));
+  files.sort();
+  out.tensors.reserve(safetensors.tensors().size());
+  for (const SafetensorsTensor& tensor : safetensors.tensors()) {
+    SourceTensor source =
+        from_shape(tensor.name, tensor.shape, layout_of(tensor.type), files.find(tensor.data));
+    source.read_once = files.read_once;
     source.fp8 = tensor.type == SafetensorsType::f8_e4m3;
     source.readable =
         tensor.type != SafetensorsType::other && !source.fp8;  // FP8: once its factors are found
@@ -189,8 +229,7 @@ bool is_harmless(std::string_view name, const ModelConfig& config) {
          (config.tied_embeddings && name == "lm_head.weight");
 }
 
-// Some checkpoints repeat the model's embedding and head in each MTP layer, which shares them. Empty: no such
-// copy.
+// The name of what a Checkpoint::Copy repeats. Empty: it is none.
 std::string_view original_of_mtp_copy(std::string_view name, bool tied) {
   if (name.ends_with("shared_head.head.weight")) return tied ? "model.embed_tokens.weight" : "lm_head.weight";
   if (name.ends_with("nextn.shared_head_head.weight")) return tied ? "token_embd.weight" : "output.weight";
@@ -200,16 +239,10 @@ std::string_view original_of_mtp_copy(std::string_view name, bool tied) {
              : "";
 }
 
-Expected<void> check_mtp_copy(const SourceTensor& copy, std::string_view original_name,
-                              const Checkpoint& checkpoint) {
-  const SourceTensor& original = checkpoint.tensors.at(std::string(original_name));  // the plan needs it too
-  MR_TRY(checkpoint.find({copy.name, copy.name}, original.rows, original.columns));
-  if (copy.type == original.type && copy.data.size() == original.data.size() &&
-      std::memcmp(copy.data.data(), original.data.data(), copy.data.size()) == 0)
-    return {};
+std::unexpected<Status> differs(const SourceTensor& copy, const SourceTensor& original) {
   return fail(Code::unimplemented,
               fmt::format("tensor \"{}\" differs from \"{}\"; an MTP layer shares the model's", copy.name,
-                          original_name));
+                          original.name));
 }
 
 }  // namespace
@@ -257,18 +290,31 @@ Expected<Checkpoint::Found> Checkpoint::find_part(const PlannedPart& part, int k
   return Found{tensor, chosen};
 }
 
-Expected<void> Checkpoint::check(const Plan& plan) const {
+Expected<void> check_copy(const Checkpoint::Copy& copy, uint64_t begin, uint64_t end) {
+  constexpr uint64_t kPiece = 256 * 1024;
+  auto a = MR_TRY(SourceReader::open(copy.tensor->data, begin, end)),
+       b = MR_TRY(SourceReader::open(copy.original->data, begin, end));
+  if (copy.tensor->read_once) a.forget();
+  for (uint64_t at = begin; at < end; at += kPiece) {
+    const uint64_t count = std::min(kPiece, end - at);
+    if (std::memcmp(MR_TRY(a.read(at, count)), MR_TRY(b.read(at, count)), count) != 0)
+      return differs(*copy.tensor, *copy.original);
+  }
+  return {};
+}
+
+Expected<std::vector<Checkpoint::Copy>> Checkpoint::check(const Plan& plan) const {
+  std::vector<Copy> copies;
   TensorsOfPlan wanted{.checkpoint = *this, .used = {}, .status = {}};
   wanted.used.reserve(tensors.size());
   each_weight(plan, wanted);
   MR_TRY(wanted.status);
   std::vector<std::string_view> unknown;
-  std::vector<std::pair<const SourceTensor*, std::string_view>> copies;  // of what an MTP layer shares
   for (const auto& [name, tensor] : tensors) {
     if (wanted.used.contains(name)) continue;
     const auto original = original_of_mtp_copy(name, config.tied_embeddings);
     if (!original.empty() && config.mtp_layers > 0) {
-      copies.emplace_back(&tensor, original);
+      copies.push_back({&tensor, &tensors.at(std::string(original))});  // the plan needs it too
     } else if (is_harmless(name, config)) {
       log(LogLevel::info, "model", "ignoring tensor {}", name);
     } else {
@@ -283,9 +329,14 @@ Expected<void> Checkpoint::check(const Plan& plan) const {
         unknown.size() > 1 ? fmt::format(" and {} others have", unknown.size() - 1) : std::string(" has"),
         architecture_name(config.architecture)));
   }
-  for (const auto& [copy, original] : copies)  // last, since it reads them whole
-    MR_TRY(check_mtp_copy(*copy, original, *this));
-  return {};
+  for (const auto& [copy, original] : copies) {
+    MR_TRY(find({copy->name, copy->name}, original->rows, original->columns));
+    if (copy->type != original->type || copy->fp8 != original->fp8 ||
+        copy->data.size() != original->data.size())
+      return differs(*copy, *original);
+  }
+  std::ranges::sort(copies, {}, [](const Copy& copy) -> const std::string& { return copy.tensor->name; });
+  return copies;
 }
 
 Expected<Checkpoint> checkpoint_from_gguf(std::shared_ptr<const GgufFile> file) {

@@ -208,9 +208,12 @@ TypeTraits type_traits(GgmlType type) {
 
 class File final : public GgufFile {
  public:
-  MappedFile mapping;  // empty when the bytes are the caller's
+  MappedFile mapped_file;  // empty when the bytes are the caller's
 
   Expected<void> read(std::span<const std::byte> bytes);
+  const MappedFile* mapping() const override {
+    return mapped_file.bytes().empty() ? nullptr : &mapped_file;
+  }
 
   std::optional<std::string_view> text(std::string_view key) const override {
     const Value* value = find(key);
@@ -418,8 +421,8 @@ Expected<void> File::read(std::span<const std::byte> bytes) {
 
 Expected<std::shared_ptr<const GgufFile>> GgufFile::open(const std::filesystem::path& path) {
   auto file = std::make_shared<File>();
-  file->mapping = MR_TRY(MappedFile::open(path));
-  if (auto read = file->read(file->mapping.bytes()); !read) {
+  file->mapped_file = MR_TRY(MappedFile::open(path));
+  if (auto read = file->read(file->mapped_file.bytes()); !read) {
     read.error().message = fmt::format("{}: {}", path.string(), read.error().message);
     return std::unexpected(std::move(read).error());
   }

@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/file.h"
 #include "base/status.h"
 
 namespace millrace::model {
@@ -44,6 +45,7 @@ class GgufFile {
   virtual std::optional<std::vector<float>> numbers(std::string_view key) const = 0;
   virtual const std::vector<GgufTensor>& tensors() const = 0;
   virtual const GgufTensor* tensor(std::string_view name) const = 0;
+  virtual const MappedFile* mapping() const { return nullptr; }  // none: parsed from bytes in memory
 };
 
 // `count` values starting at element `first` of a tensor's flat order, as floats. first and count are multiples of the

@@ -2,64 +2,214 @@
 
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
-#include "base/random.h"
+#include "base/hash.h"
+#include "base/units.h"
 
 namespace millrace::model {
+namespace {
 
-std::unexpected<Status> OutputFile::failed(const char* what) const {
+constexpr uint64_t kJournalMagic = 0x31304C4E524A524Dull;  // "MRJRNL01" in the file's byte order
+constexpr auto kLockPoll = std::chrono::milliseconds(100);
+
+struct JournalHeader {
+  uint64_t magic = kJournalMagic;
+  uint64_t identity = 0;
+  uint64_t size = 0;  // of PATH.partial
+  uint64_t xxh3 = 0;  // of the bytes before
+};
+struct JournalEntry {
+  uint32_t kind = 0, index = 0;
+  uint64_t checksum = 0;
+  uint64_t xxh3 = 0;  // of the bytes before, seeded with the identity
+};
+static_assert(sizeof(JournalHeader) == 32 && sizeof(JournalEntry) == 24);
+
+template <class T>
+std::span<const std::byte> bytes_of(const T& value, size_t count = sizeof(T)) {
+  return std::as_bytes(std::span(&value, 1)).first(count);
+}
+uint64_t checksum_of(const JournalHeader& header) {
+  return hash64(bytes_of(header, offsetof(JournalHeader, xxh3)));
+}
+uint64_t checksum_of(const JournalEntry& entry, uint64_t identity) {
+  return hash64(bytes_of(entry, offsetof(JournalEntry, xxh3)), identity);
+}
+
+// The whole span, or false with errno.
+bool write_all(int fd, uint64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return false;
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    offset += static_cast<uint64_t>(put);
+  }
+  return true;
+}
+
+std::filesystem::path beside(const std::filesystem::path& path, const char* suffix) {
+  std::filesystem::path out = path;
+  out += suffix;
+  return out;
+}
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
+}  // namespace
+
+std::unexpected<Status> OutputFile::failed(std::string_view what, const std::filesystem::path& path) const {
   const int error = errno;
-  const Code code = error == ENOSPC || error == EDQUOT                    ? Code::resource_exhausted
+  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  const Code code = full                                                  ? Code::resource_exhausted
                     : error == EACCES || error == EPERM || error == EROFS ? Code::permission_denied
                     : error == ENOENT                                     ? Code::not_found
                                                                           : Code::unavailable;
-  return fail(code, fmt::format("{} {}: {}", what, path_.string(), std::strerror(error)));
+  std::string message = fmt::format("cannot {} {}: {}", what, path.string(), std::strerror(error));
+  if (full) {
+    std::error_code ignored;
+    const auto space = std::filesystem::space(folder_of(path_), ignored);
+    if (!ignored) message += fmt::format(" ({} bytes are free there)", space.available);
+    message += "; what is written stays: make room and run the same command again, and it continues";
+  }
+  return fail(code, std::move(message));
 }
 
-Expected<OutputFile> OutputFile::create(const std::filesystem::path& path, uint64_t size) {
+Expected<OutputFile> OutputFile::open(const std::filesystem::path& path, const Options& options) {
   OutputFile file;
   file.path_ = path;
-  const auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  file.fd_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0644);
-  if (file.fd_ < 0) {
-    std::string name = path.string() + ".XXXXXX";
-    file.fd_ = ::mkostemp(name.data(), O_CLOEXEC);
-    if (file.fd_ < 0) return file.failed("cannot create a file beside");
-    file.temporary_ = std::move(name);
-    ::fchmod(file.fd_, 0644);
+  file.partial_path_ = beside(path, ".partial");
+  file.journal_path_ = beside(path, ".journal");
+  file.identity_ = options.identity;
+  MR_TRY(file.lock(options));
+  if (file.finished_) return file;
+  const int flags = O_RDWR | O_CLOEXEC;
+  struct stat info {};
+  const bool usable = file.read_journal(options);
+  if (usable) file.fd_ = ::open(file.partial_path_.c_str(), flags);
+  if (file.fd_ >= 0 && ::fstat(file.fd_, &info) == 0 && static_cast<uint64_t>(info.st_size) == options.size) {
+    MR_TRY(file.reserve(options));
+    return file;
   }
-  if (::fallocate(file.fd_, 0, 0, static_cast<off_t>(size)) != 0) {
-    if (errno != EOPNOTSUPP && errno != ENOSYS)
-      return file.failed(fmt::format("cannot reserve {} bytes for", size).c_str());
-    if (::ftruncate(file.fd_, static_cast<off_t>(size)) != 0) return file.failed("cannot size");
-  }
+  file.found_.clear();
+  MR_TRY(file.start_anew(options));
   return file;
+}
+
+// Takes the lock of the journal that has the name; the one that we waited for may have gone with its writer.
+Expected<void> OutputFile::lock(const Options& options) {
+  while (true) {
+    if (journal_fd_ >= 0) ::close(journal_fd_);
+    journal_fd_ = ::open(journal_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (journal_fd_ < 0) return failed("create", journal_path_);
+    while (::flock(journal_fd_, LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EINTR) continue;
+      if (errno != EWOULDBLOCK) return failed("lock", journal_path_);
+      if (options.on_wait) options.on_wait();
+      std::this_thread::sleep_for(kLockPoll);
+    }
+    const bool named = journal_has_its_name();
+    if (read_journal(options) && !found_.empty() && found_.back().kind == kCommitted) {
+      // Only the name is missing, or only our leave; unless somebody has removed the file since.
+      if (named && ::rename(partial_path_.c_str(), path_.c_str()) != 0 && errno != ENOENT)
+        return failed("rename over", path_);
+      std::error_code ignored;
+      finished_ = std::filesystem::exists(path_, ignored);
+      if (named && finished_) ::unlink(journal_path_.c_str());
+      if (finished_) return {};
+    }
+    if (named) return {};
+  }
+}
+
+bool OutputFile::journal_has_its_name() const {
+  struct stat ours {
+  }, named{};
+  return ::fstat(journal_fd_, &ours) == 0 && ::stat(journal_path_.c_str(), &named) == 0 &&
+         ours.st_ino == named.st_ino && ours.st_dev == named.st_dev;
+}
+
+// False if there is none for this identity and size. Leaves journal_end_ behind the last whole entry.
+bool OutputFile::read_journal(const Options& options) {
+  found_.clear();
+  journal_end_ = sizeof(JournalHeader);
+  JournalHeader header;
+  if (::pread(journal_fd_, &header, sizeof header, 0) != sizeof header || header.magic != kJournalMagic ||
+      header.xxh3 != checksum_of(header) || header.identity != options.identity ||
+      header.size != options.size)
+    return false;
+  std::vector<JournalEntry> piece(4096);
+  while (true) {
+    const ssize_t got = ::pread(journal_fd_, piece.data(), piece.size() * sizeof(JournalEntry),
+                                static_cast<off_t>(journal_end_));
+    const size_t whole = got > 0 ? static_cast<size_t>(got) / sizeof(JournalEntry) : 0;
+    for (size_t i = 0; i < whole; ++i) {
+      if (piece[i].xxh3 != checksum_of(piece[i], identity_)) return true;
+      found_.push_back({piece[i].kind, piece[i].index, piece[i].checksum});
+      journal_end_ += sizeof(JournalEntry);
+    }
+    if (whole == 0) return true;
+  }
+}
+
+// In this order, so that a journal never speaks of bytes of another identity.
+Expected<void> OutputFile::start_anew(const Options& options) {
+  if (::ftruncate(journal_fd_, 0) != 0) return failed("empty", journal_path_);
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd_ < 0) return failed("create", partial_path_);
+  if (auto reserved = reserve(options); !reserved) {
+    discard();  // it would reserve what little there is
+    return reserved;
+  }
+  if (::ftruncate(fd_, static_cast<off_t>(options.size)) != 0) return failed("size", partial_path_);
+  JournalHeader header{.identity = options.identity, .size = options.size};
+  header.xxh3 = checksum_of(header);
+  if (!write_all(journal_fd_, 0, bytes_of(header))) return failed("write", journal_path_);
+  journal_end_ = sizeof header;
+  return {};
+}
+
+// Nothing where the file system cannot: writing then finds out.
+Expected<void> OutputFile::reserve(const Options& options) const {
+  if (!options.reserve) return {};
+  if (::fallocate(fd_, 0, 0, static_cast<off_t>(options.size)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+    return failed(fmt::format("reserve {} bytes for", options.size), path_);
+  const uint64_t journal = sizeof(JournalHeader) + (options.max_entries + 1) * sizeof(JournalEntry);
+  if (::fallocate(journal_fd_, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(journal)) != 0 &&
+      errno != EOPNOTSUPP && errno != ENOSYS)
+    return failed(fmt::format("reserve {} bytes for", journal), journal_path_);
+  return {};
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
     : path_(std::move(other.path_)),
-      temporary_(std::exchange(other.temporary_, {})),
-      fd_(std::exchange(other.fd_, -1)) {}
+      partial_path_(std::move(other.partial_path_)),
+      journal_path_(std::move(other.journal_path_)),
+      found_(std::move(other.found_)),
+      identity_(other.identity_),
+      journal_end_(other.journal_end_),
+      finished_(other.finished_),
+      fd_(std::exchange(other.fd_, -1)),
+      journal_fd_(std::exchange(other.journal_fd_, -1)) {}
 
 OutputFile::~OutputFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  if (journal_fd_ >= 0) ::close(journal_fd_);
 }
 
 Expected<void> OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t put = ::pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return failed("cannot write");
-    bytes = bytes.subspan(static_cast<size_t>(put));
-    offset += static_cast<uint64_t>(put);
-  }
+  if (!write_all(fd_, offset, bytes)) return failed("write", partial_path_);
   return {};
 }
 
@@ -67,35 +217,65 @@ Expected<void> OutputFile::read_at(uint64_t offset, std::span<std::byte> bytes) 
   while (!bytes.empty()) {
     const ssize_t got = ::pread(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return failed("cannot read back");
+    if (got < 0) return failed("read back", partial_path_);
     if (got == 0)
-      return fail(Code::data_loss, fmt::format("{} is shorter than what was written", path_.string()));
+      return fail(Code::data_loss,
+                  fmt::format("{} is shorter than what was written", partial_path_.string()));
     bytes = bytes.subspan(static_cast<size_t>(got));
     offset += static_cast<uint64_t>(got);
   }
   return {};
 }
 
+Expected<void> OutputFile::record(const Entry& entry) {
+  JournalEntry line{.kind = entry.kind, .index = entry.index, .checksum = entry.checksum};
+  line.xxh3 = checksum_of(line, identity_);
+  if (!write_all(journal_fd_, journal_end_, bytes_of(line))) return failed("write", journal_path_);
+  journal_end_ += sizeof line;
+  return {};
+}
+
+void OutputFile::start_storing(uint64_t offset, uint64_t size) const {
+  ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), SYNC_FILE_RANGE_WRITE);
+}
+
+void OutputFile::forget(uint64_t offset, uint64_t size) const {
+  ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size),
+                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+}
+
 Expected<void> OutputFile::commit(uint64_t size) {
-  if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) return failed("cannot size");
-  if (::fsync(fd_) != 0) return failed("cannot flush");
-  if (temporary_.empty()) {
-    // linkat never replaces a name, rename does: a name of our own first, then the rename.
-    std::string name = fmt::format("{}.{:016x}", path_.string(), random_seed());
-    const std::string self = fmt::format("/proc/self/fd/{}", fd_);
-    if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0)
-      return failed("cannot name");
-    temporary_ = std::move(name);
-  }
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) return failed("cannot rename over");
-  temporary_.clear();
+  if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) return failed("size", partial_path_);
+  if (::fsync(fd_) != 0) return failed("flush", partial_path_);
+  // The pages were written bit by bit; whoever maps the file wants them in large ones, read anew (MappedFile).
+  ::posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
+  // For those who wait for the lock, and for our successor if we are killed before the last line.
+  MR_TRY(record({.kind = kCommitted}));
+  if (::rename(partial_path_.c_str(), path_.c_str()) != 0) return failed("rename over", path_);
   // The name itself must survive a crash too.
-  const auto folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
-  if (const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); fd >= 0) {
+  if (const int fd = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); fd >= 0) {
     ::fsync(fd);
     ::close(fd);
   }
+  ::unlink(journal_path_.c_str());
   return {};
+}
+
+void OutputFile::discard() {
+  ::unlink(partial_path_.c_str());
+  ::unlink(journal_path_.c_str());
+}
+
+void remove_unfinished_output(const std::filesystem::path& path) {
+  const auto journal = beside(path, ".journal");
+  const int fd = ::open(journal.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0 && errno != ENOENT) return;
+  if (fd < 0 || ::flock(fd, LOCK_EX | LOCK_NB) == 0) {
+    ::unlink(beside(path, ".partial").c_str());
+    if (fd >= 0) ::unlink(journal.c_str());
+  }
+  if (fd >= 0) ::close(fd);
 }
 
 }  // namespace millrace::model

@@ -344,14 +344,19 @@ TEST_F(Pack, NamesFollowTheCheckpoint) {
 TEST_F(Pack, ReportsProgress) {
   const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
   std::vector<double> fractions;
+  PackProgress last;
   const auto packed =
       pack_checkpoint(checkpoint, folder / "out",
-                      {.type = PackType::int8, .threads = 2, .progress = [&](double f, std::string_view) {
-                         fractions.push_back(f);
+                      {.type = PackType::int8, .threads = 2, .progress = [&](const PackProgress& p) {
+                         fractions.push_back(p.fraction());
+                         last = p;
                        }});
   ASSERT_TRUE(packed.has_value());
   EXPECT_TRUE(std::ranges::is_sorted(fractions));
   EXPECT_DOUBLE_EQ(fractions.back(), 1.0);
+  EXPECT_EQ(last.tensors_done, last.tensors_total);
+  EXPECT_EQ(last.stage, PackProgress::Stage::packing);
+  EXPECT_EQ(last.bytes_found, 0u);
 }
 
 TEST_F(Pack, TwoAtOnceBothSucceed) {
@@ -377,8 +382,8 @@ TEST_F(Pack, AKilledPackLeavesNoFileUnderTheName) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     (void)pack_checkpoint(checkpoint, folder / "out",
-                          {.type = PackType::int8, .threads = 1, .progress = [](double f, std::string_view) {
-                             if (f > 0.5) ::raise(SIGKILL);
+                          {.type = PackType::int8, .threads = 1, .progress = [](const PackProgress& p) {
+                             if (p.fraction() > 0.5) ::raise(SIGKILL);
                            }});
     ::_exit(0);
   }

@@ -3,7 +3,7 @@
 // read at start. Read-only and shared: N processes hold one copy. The float32 form of the same file is the checking path.
 //
 // File: 4096-byte header (magic "MRPACK01", version, sizes, checksums), sections aligned to 4096 bytes, and at the end a
-// JSON directory (config, sections with offset, size, XXH3). Written without its name, fsynced and renamed: a file under
+// JSON directory (config, sections with offset, size, XXH3). Written under another name, fsynced and renamed: a file under
 // its final name is whole. A changed layout raises the version, and an old file is packed again, not misread.
 #pragma once
 #include <filesystem>
@@ -21,8 +21,17 @@ namespace millrace::model {
 
 enum class PackType { int8, float32 };
 
+struct PackProgress {
+  enum class Stage { waiting, checking, packing };  // for another process; what an earlier run left; the work
+  Stage stage = Stage::checking;
+  uint64_t bytes_done = 0, bytes_total = 0;  // of the packed file, and of copies that are only compared
+  uint64_t bytes_found = 0;                  // of bytes_done: an earlier run's, so that a rate can leave them out
+  int tensors_done = 0, tensors_total = 0;   // of the packed file
+  std::string_view what;                     // the tensor at work
+  double fraction() const;
+};
 // Called often, by one thread at a time but not always the same one; may be empty.
-using Progress = std::function<void(double fraction, std::string_view what)>;
+using Progress = std::function<void(const PackProgress&)>;
 
 struct PackOptions {
   PackType type = PackType::int8;
@@ -30,12 +39,21 @@ struct PackOptions {
   Progress progress;
 };
 
-// Reads a checkpoint (a .gguf file, or a Hugging Face folder) and writes the packed file. Memory: some 16 MiB of float
-// weights a thread, or one rotated block of rows where that is more (64 MiB at 2,048 x 8,192); the checkpoint is mapped,
-// and its pages are let go as they are read. Tensors that are missing, too many, of the wrong shape or not finite are
-// refused by name. Two processes that pack the same file at once both succeed; a killed one leaves no file under the name.
+// Reads a checkpoint (a .gguf file, or a Hugging Face folder) and writes the packed file. Streams: whatever the
+// checkpoint's size, the process holds at most 2 GiB (mapped pages included). A thread's job is some 16 MiB of float
+// weights, or one rotated block of rows where that is more (64 MiB at 2,048 x 8,192); there are fewer threads where
+// `threads` times that would be too much. Tensors that are missing, too many or of the wrong shape are refused by name
+// before any work, ones that are not finite when they are read.
+//
+// Until it is whole the file is <packed>.partial, with <packed>.journal beside it. After a kill, a full disk or a crash
+// of the machine the next call with the same checkpoint and type continues there, having compared checksums, and the
+// result is byte for byte that of an undisturbed run; another checkpoint starts anew. Two processes that pack the same
+// file both succeed: the second waits for the first.
 Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint, const std::filesystem::path& packed,
                                const PackOptions& options);
+
+// Removes what a killed pack_checkpoint() left beside `packed`, unless one is at work there.
+void remove_unfinished_pack(const std::filesystem::path& packed);
 
 // A name for the packed form of this checkpoint that changes when the checkpoint, the type or the layout changes:
 // "<stem>-<16 hex digits>.<type>.mrpack". Reads metadata (size, mtime, header bytes), not the weights.

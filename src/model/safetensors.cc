@@ -127,6 +127,7 @@ Expected<std::vector<SafetensorsTensor>> read_tensors(std::span<const std::byte>
 class Files final : public SafetensorsFiles {
  public:
   const std::vector<SafetensorsTensor>& tensors() const override { return tensors_; }
+  const std::vector<MappedFile>& mappings() const override { return mappings_; }
   std::vector<SafetensorsTensor> tensors_;
   std::vector<MappedFile> mappings_;
 

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/file.h"
 #include "base/status.h"
 
 namespace millrace::model {
@@ -35,6 +36,7 @@ class SafetensorsFiles {
   virtual ~SafetensorsFiles() = default;
 
   virtual const std::vector<SafetensorsTensor>& tensors() const = 0;
+  virtual const std::vector<MappedFile>& mappings() const = 0;  // none: parsed from bytes in memory
 };
 
 }  // namespace millrace::model
