@@ -229,14 +229,17 @@ bool is_harmless(std::string_view name, const ModelConfig& config) {
          (config.tied_embeddings && name == "lm_head.weight");
 }
 
-// The name of what a Checkpoint::Copy repeats. Empty: it is none.
-std::string_view original_of_mtp_copy(std::string_view name, bool tied) {
-  if (name.ends_with("shared_head.head.weight")) return tied ? "model.embed_tokens.weight" : "lm_head.weight";
-  if (name.ends_with("nextn.shared_head_head.weight")) return tied ? "token_embd.weight" : "output.weight";
-  if (name.ends_with("nextn.embed_tokens.weight")) return "token_embd.weight";
-  return name.starts_with("model.layers.") && name.ends_with(".embed_tokens.weight")
-             ? "model.embed_tokens.weight"
-             : "";
+// The name of what a Checkpoint::Copy repeats, in the checkpoint's own spelling, so that the plan needs it
+// too. Empty: it is none.
+std::string_view original_of_mtp_copy(std::string_view name, bool gguf, bool tied) {
+  if (gguf) {
+    if (name.ends_with(".nextn.shared_head_head.weight")) return tied ? "token_embd.weight" : "output.weight";
+    return name.ends_with(".nextn.embed_tokens.weight") ? "token_embd.weight" : "";
+  }
+  if (!name.starts_with("model.layers.")) return "";
+  if (name.ends_with(".shared_head.head.weight"))
+    return tied ? "model.embed_tokens.weight" : "lm_head.weight";
+  return name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "";
 }
 
 std::unexpected<Status> differs(const SourceTensor& copy, const SourceTensor& original) {
@@ -312,9 +315,9 @@ Expected<std::vector<Checkpoint::Copy>> Checkpoint::check(const Plan& plan) cons
   std::vector<std::string_view> unknown;
   for (const auto& [name, tensor] : tensors) {
     if (wanted.used.contains(name)) continue;
-    const auto original = original_of_mtp_copy(name, config.tied_embeddings);
+    const auto original = original_of_mtp_copy(name, is_gguf, config.tied_embeddings);
     if (!original.empty() && config.mtp_layers > 0) {
-      copies.push_back({&tensor, &tensors.at(std::string(original))});  // the plan needs it too
+      copies.push_back({&tensor, &tensors.at(std::string(original))});
     } else if (is_harmless(name, config)) {
       log(LogLevel::info, "model", "ignoring tensor {}", name);
     } else {
@@ -332,7 +335,8 @@ Expected<std::vector<Checkpoint::Copy>> Checkpoint::check(const Plan& plan) cons
   for (const auto& [copy, original] : copies) {
     MR_TRY(find({copy->name, copy->name}, original->rows, original->columns));
     if (copy->type != original->type || copy->fp8 != original->fp8 ||
-        copy->data.size() != original->data.size())
+        copy->data.size() != original->data.size() || copy->factor_type != original->factor_type ||
+        !std::ranges::equal(copy->factors.bytes, original->factors.bytes))
       return differs(*copy, *original);
   }
   std::ranges::sort(copies, {}, [](const Copy& copy) -> const std::string& { return copy.tensor->name; });
