@@ -126,6 +126,8 @@ TEST(ToolCalls, WhatIsNoWholeCallIsContent) {
     EXPECT_EQ(parse_tool_calls(*find_tool_call_syntax("qwen"), text).content, text);
   EXPECT_EQ(parse_tool_calls(*find_tool_call_syntax("pangu"), "[unused11][][unused12]").content,
             "[unused11][][unused12]");
+  const std::string behind = DS_BEGIN DS_CALL "get" DS_SEP "{}" DS_DONE DS_END " and more";
+  EXPECT_EQ(parse_tool_calls(*find_tool_call_syntax("deepseek_v31"), behind).content, behind);
   EXPECT_EQ(find_tool_call_syntax("other"), nullptr);
   EXPECT_EQ(tool_call_syntaxes().size(), 6u);
 }
