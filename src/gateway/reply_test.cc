@@ -337,7 +337,7 @@ TEST_F(Reply, MetricsCountWhatHappened) {
         "vllm:num_preemptions_total{model_name=\"fake\"} 3", "millrace_group_up{group=\"0\"} 1",
         "millrace_spec_decode_drafts_total{model_name=\"fake\"} 10",
         "millrace_spec_decode_draft_tokens_total{model_name=\"fake\"} 20",
-        "vllm:spec_decode_num_accepted_tokens_per_pos{model_name=\"fake\",position=\"1\"} 5",
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name=\"fake\",position=\"1\"} 5",
         "millrace_expert_imbalance{group=\"0\",layer=\"4\"} 1.25",
         "millrace_expert_rows_total{group=\"0\",layer=\"4\"} 96",
         "millrace_expert_busiest_rows_total{group=\"0\",layer=\"4\"} 15",

@@ -45,13 +45,13 @@ CallHistory call_history_of(const model::ChatTemplate& chat_template) {
 void fit_call_history(const CallHistory& history, json::array& messages) {
   for (json::value& message : messages) {
     if (!message.is_object()) continue;
-    json::value* calls = message.get_object().if_contains("tool_calls");
-    if (calls == nullptr || !calls->is_array() || calls->get_array().empty()) continue;
-    json::value& content = message.get_object()["content"];
+    const auto calls = [&message] { return message.get_object().if_contains("tool_calls"); };
+    if (calls() == nullptr || !calls()->is_array() || calls()->get_array().empty()) continue;
+    json::value& content = message.get_object()["content"];  // a new member may move the others
     if (content.is_null() || content == "")
       content = history.null_content ? json::value(nullptr) : json::value("");
     if (!history.object_arguments) continue;
-    for (json::value& call : calls->get_array()) {
+    for (json::value& call : calls()->get_array()) {
       json::value* function = call.is_object() ? call.get_object().if_contains("function") : nullptr;
       json::value* arguments =
           function && function->is_object() ? function->get_object().if_contains("arguments") : nullptr;

@@ -236,7 +236,7 @@ TEST_P(Mtp, GuessesFurtherFromItsOwnState) {
     EXPECT_EQ(Logits(reader.executor->logits(0), reader.executor->logits(0) + kVocab),
               whole(packed, tokens, options_of(1)).guesses.back());
     const TokenId guess = reader.executor->guess(0);
-    const Logits& all = whole(packed, tokens, options_of(1)).guesses.back();
+    const Logits all = whole(packed, tokens, options_of(1)).guesses.back();
     EXPECT_EQ(guess, std::ranges::max_element(all) - all.begin());
     first.push_back(guess);
     const StepSegment further{pages.data(), 39, 0, 1};

@@ -83,19 +83,19 @@ class PrometheusMetrics final : public Metrics {
                           "Prompt tokens found in the prefix cache");
     preemptions_ = counter("millrace_preemptions_total", "vllm:num_preemptions_total",
                            "Sequences that lost their pages for a while");
-    drafts_ = counter("millrace_spec_decode_drafts_total", "vllm:spec_decode_num_drafts",
+    drafts_ = counter("millrace_spec_decode_drafts_total", "vllm:spec_decode_num_drafts_total",
                       "Times that a sequence's next tokens were guessed (MTP)");
-    draft_tokens_ = counter("millrace_spec_decode_draft_tokens_total", "vllm:spec_decode_num_draft_tokens",
-                            "Tokens guessed");
+    draft_tokens_ = counter("millrace_spec_decode_draft_tokens_total",
+                            "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed");
     accepted_tokens_ =
-        counter("millrace_spec_decode_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens",
+        counter("millrace_spec_decode_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
                 "Tokens guessed right, which saved a step");
     accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
                                          "millrace_spec_decode_accepted_tokens_by_position_total",
                                          "Tokens guessed right, by place after the last token");
     if (vllm_)
       vllm_accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
-                                                "vllm:spec_decode_num_accepted_tokens_per_pos",
+                                                "vllm:spec_decode_num_accepted_tokens_per_pos_total",
                                                 "Tokens guessed right, by place after the last token");
     running_ =
         gauge("millrace_requests_running", "vllm:num_requests_running", "Sequences in the running batch");
