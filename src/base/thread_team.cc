@@ -2,6 +2,8 @@
 
 #include <xmmintrin.h>
 
+#include <bit>
+#include <chrono>
 #include <utility>
 
 #include "base/cpu.h"
@@ -11,8 +13,14 @@ namespace millrace {
 namespace {
 
 constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
-// About 50 microseconds of pauses: longer than the gap between two parallel regions of a step, shorter than a scheduler tick.
+// About 50 microseconds of pauses: longer than the gap between two parallel regions of a step, shorter than a
+// scheduler tick.
 constexpr int kSpins = 2000;
+// At a barrier, after the spins: a member that lost its core to somebody else is given as many turns to get
+// it back.
+constexpr int kYields = 200;
+
+thread_local size_t t_member = 0;  // of the team that this thread works for now
 
 template <class Ready>
 void spin_then_wait(const std::atomic<uint32_t>& word, uint32_t old, Ready ready) {
@@ -25,11 +33,16 @@ void spin_then_wait(const std::atomic<uint32_t>& word, uint32_t old, Ready ready
 
 }  // namespace
 
-FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | kFlushToZero | kDenormalsAreZero); }
+FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) {
+  _mm_setcsr(saved_ | kFlushToZero | kDenormalsAreZero);
+}
 FlushDenormals::~FlushDenormals() { _mm_setcsr(saved_); }
 
 ThreadTeam::ThreadTeam(std::vector<int> cpus) : cpus_(std::move(cpus)) {
   MR_CHECK(!cpus_.empty(), "a thread team needs at least one thread");
+  barrier_turn_ = std::make_unique<Turn[]>(cpus_.size());
+  barrier_flags_ =
+      std::make_unique<Flag[]>(cpus_.size() * static_cast<size_t>(std::bit_width(cpus_.size() - 1)));
   for (int thread = 1; thread < size(); ++thread) threads_.emplace_back([this, thread] { member(thread); });
 }
 
@@ -46,6 +59,7 @@ void ThreadTeam::run(const std::function<void(int)>& f) {
     if (cpus_[0] >= 0) pin_this_thread(cpus_[0]);
   }
   const FlushDenormals flush;
+  t_member = 0;
   if (size() == 1) return f(0);
   work_ = &f;
   running_.store(size() - 1, std::memory_order_relaxed);
@@ -61,20 +75,33 @@ void ThreadTeam::run(const std::function<void(int)>& f) {
   }
 }
 
+// Dissemination (Hensgen, Finkel and Manber 1988): in round r a member tells the one 2^r further on that it
+// is here and waits for the one 2^r before it; after log2(size) rounds everyone has heard of everyone. A flag
+// has one writer and one reader, so that arriving is a store that waits for nothing, where a shared counter
+// is two misses in turn.
 void ThreadTeam::barrier() {
-  if (size() == 1) return;
-  const uint32_t generation = barrier_generation_.load(std::memory_order_acquire);
-  if (barrier_arrived_.fetch_add(1, std::memory_order_acq_rel) == size() - 1) {
-    barrier_arrived_.store(0, std::memory_order_relaxed);
-    barrier_generation_.fetch_add(1, std::memory_order_release);
-    barrier_generation_.notify_all();
-    return;
+  const size_t members = cpus_.size(), me = t_member;
+  if (members == 1) return;
+  const uint32_t turn = ++barrier_turn_[me].turn;
+  Flag* flags = barrier_flags_.get();
+  for (size_t reach = 1; reach < members; reach *= 2, flags += members) {
+    flags[me].turn.store(turn, std::memory_order_release);
+    const std::atomic<uint32_t>& before = flags[(me + members - reach) % members].turn;
+    // A fast member may be a turn ahead.
+    for (int spins = 0; static_cast<int32_t>(before.load(std::memory_order_acquire) - turn) < 0; ++spins) {
+      if (spins < kSpins) {
+        _mm_pause();
+      } else if (spins < kSpins + kYields) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+      }
+    }
   }
-  spin_then_wait(barrier_generation_, generation,
-                 [&] { return barrier_generation_.load(std::memory_order_acquire) != generation; });
 }
 
 void ThreadTeam::member(int thread) {
+  t_member = static_cast<size_t>(thread);
   if (cpus_[static_cast<size_t>(thread)] >= 0) pin_this_thread(cpus_[static_cast<size_t>(thread)]);
   const FlushDenormals flush;
   uint32_t seen = 0;
