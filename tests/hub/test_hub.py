@@ -13,7 +13,8 @@ import zipfile
 
 import pytest
 
-DRIVER = os.environ.get("HUB_DRIVER", str(pathlib.Path(__file__).parents[2] / "build/release/unit/hub_driver"))
+BUILD = pathlib.Path(os.environ.get("MILLRACE_BUILD", pathlib.Path(__file__).parents[2] / "build" / "release"))
+DRIVER = os.environ.get("HUB_DRIVER", str(BUILD / "unit" / "hub_driver"))
 pytestmark = pytest.mark.skipif(not pathlib.Path(DRIVER).exists(), reason=f"{DRIVER} is not built")
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB

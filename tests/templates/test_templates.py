@@ -22,7 +22,8 @@ import corpus  # noqa: E402
 import oracle  # noqa: E402
 from pinned import fetch  # noqa: E402
 
-DRIVER = os.environ.get("RENDER_TEMPLATES", str(HERE.parents[1] / "build/release/tests/render_templates"))
+BUILD = pathlib.Path(os.environ.get("MILLRACE_BUILD", HERE.parents[1] / "build" / "release"))
+DRIVER = os.environ.get("RENDER_TEMPLATES", str(BUILD / "tests" / "render_templates"))
 
 # name, version, file, SHA-256, pip options
 LLAMA_CPP = ("llama-cpp-python", "0.3.36", "llama_cpp_python-0.3.36.tar.gz",
