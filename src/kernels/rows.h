@@ -33,6 +33,9 @@ struct RowKernels {
   // The same, then an orthonormal Walsh-Hadamard transform of each block of `block` columns (a power of two that
   // divides width; 1: none), then quantisation: what feeds down_proj on the INT8 path.
   void (*swiglu_hadamard_quant)(const float* gate_up, int64_t stride, int m, int width, int block, QuantRows out);
+  // Orthonormal Walsh-Hadamard transform of each block of `block` values of x in place, natural order; block is a power
+  // of two that divides width.
+  void (*hadamard)(float* x, int width, int block);
   // Half-split rotary embedding in place on `heads` heads of `head_dim`: (x_i, x_{i+D/2}) rotated by cos[i], sin[i] of
   // the row's position. cos and sin: [m] rows of head_dim/2, stride floats apart.
   void (*rope_half)(float* x, int64_t x_stride, int m, int heads, int head_dim, const float* cos, const float* sin,
@@ -50,8 +53,7 @@ struct RowKernels {
 const RowKernels& row_kernels();         // at the active level
 const RowKernels& row_kernels_at(Isa isa);
 
-// Orthonormal Walsh-Hadamard transform of one block in place, natural order, size a power of two; used when weights
-// are rotated at pack time (plain code, deterministic, not tuned).
+// The same of one block in plain code: the same bits; used when weights are rotated at pack time.
 void hadamard(float* x, int size);
 
 }  // namespace millrace::kernels

@@ -258,6 +258,15 @@ TEST_P(Rows, SwigluHadamardQuantIsItsParts) {
   }
 }
 
+TEST_P(Rows, HadamardIsThePlainOne) {
+  for (const int block : {1, 2, 8, 16, 32, 64, 256, 512}) {
+    Floats x = random_floats(512, 21), plain = x;
+    for (size_t k = 0; k < x.size(); k += size_t(block)) hadamard(plain.data() + k, block);
+    kernels.hadamard(x.data(), 512, block);
+    EXPECT_EQ(x, plain) << block;
+  }
+}
+
 TEST(Hadamard, IsOrthonormalInNaturalOrder) {
   for (const int size : {1, 2, 4, 16, 64, 512}) {
     for (const int at : {0, size / 2, size - 1}) {

@@ -191,7 +191,7 @@ void add_layer(const ModelConfig& config, const DecoderOptions& options, int lay
 }
 
 // The layer that guesses ahead: its decoder layer is of the kind of the model's last.
-PlannedMtp mtp_of(const ModelConfig& config, const DecoderOptions& options, const PlannedHead& model_head,
+PlannedMtp mtp_of(const ModelConfig& config, const DecoderOptions& options, const TensorName& model_norm,
                   int index) {
   const int layer = config.layers + index;
   const auto norm = [&](std::string_view section, std::string_view hugging_face, std::string_view gguf,
@@ -205,9 +205,8 @@ PlannedMtp mtp_of(const ModelConfig& config, const DecoderOptions& options, cons
                .model_norm = norm("model_norm", "", "", false),
                .embed_norm = norm("embed_norm", "enorm", "nextn.enorm", true),
                .hidden_norm = norm("hidden_norm", "hnorm", "nextn.hnorm", true),
-               .head_norm = norm("head_norm", "shared_head.norm", "nextn.shared_head_norm", false),
-               .head = model_head};
-  m.model_norm.tensor = model_head.norm.tensor;
+               .head_norm = norm("head_norm", "shared_head.norm", "nextn.shared_head_norm", false)};
+  m.model_norm.tensor = model_norm;
   PlannedPart eh = part_of(layer, "eh_proj", "nextn.eh_proj", config.hidden_size);
   eh.rotate_rows = stream_rotation(config);
   m.eh = {.section = fmt::format("layers.{}.mtp.eh", layer),
@@ -217,10 +216,6 @@ PlannedMtp mtp_of(const ModelConfig& config, const DecoderOptions& options, cons
           .second_gain = m.hidden_norm.tensor,
           .rotate_columns = stream_rotation(config)};
   add_layer(config, options, layer, config.moe.used() && config.moe.layers.back() != 0, m.modules);
-  m.head.norm = norm("head.norm", "shared_head.norm", "nextn.shared_head_norm", true);
-  m.head.head.section = fmt::format("layers.{}.mtp.head", layer);
-  m.head.head.folded_gain = m.head.norm.tensor;
-  m.head.shares_matrix = true;
   return m;
 }
 
@@ -253,7 +248,8 @@ Plan decoder_plan(const ModelConfig& config, const DecoderOptions& options) {
       .shares_matrix = config.tied_embeddings,
   };
   head.head.folded_gain = head.norm.tensor;
-  for (int i = 0; i < config.mtp_layers; ++i) plan.mtp.push_back(mtp_of(config, options, head, i));
+  for (int i = 0; i < config.mtp_layers; ++i)
+    plan.mtp.push_back(mtp_of(config, options, head.norm.tensor, i));
   plan.modules.push_back(std::move(head));
   return plan;
 }

@@ -99,9 +99,11 @@ using Module = std::variant<EmbedModule, AttentionModule, MlaModule, FfnModule, 
 // token i + 1. It has a decoder layer of its own, with a KV cache of its own, at position i.
 //   h = turn(norm(residual at i)) * model_norm_gain          the main model's final state, after its final norm
 //   x = eh([norm(embed(token i + 1)) * embed_norm_gain | turn(norm(h) * hidden_norm_gain)])
-//   x through modules;   logits = head(x)
+//   x through modules;   logits = head(turn(turn(norm(x)) * head_norm_gain / model_norm_gain))
 // turn() is the Hadamard transform of each `hadamard_block` values (nothing if 1): the stream's own rotation, undone and done
-// again, since gains multiply in between. norm() without a gain. To guess further, h is turn(norm(x)) * head_norm_gain and the
+// again, since gains multiply in between. norm() without a gain. The head is the model's own; on the INT8 path it
+// has model_norm_gain folded in, which the quotient takes out again (0 where that gain is 0), otherwise
+// logits = head(norm(x) * head_norm_gain). To guess further, h is turn(norm(x)) * head_norm_gain and the
 // guess takes the place of token i + 1.
 struct MtpModule {
   int layer = 0;  // counted on from the model's layers
@@ -111,8 +113,8 @@ struct MtpModule {
   const float* hidden_norm_gain = nullptr;
   Linear eh;                     // k = 2 hidden: the embedding's half, then the state's
   std::vector<Module> modules;   // attention, then FFN or mixture
-  const float* head_norm_gain = nullptr;  // [hidden], for guessing further
-  HeadModule head;
+  const float* head_norm_gain = nullptr;  // [hidden]
+  HeadModule head;                        // its norm_gain is head_norm_gain, or null on the INT8 path
 };
 
 struct Graph {

@@ -54,7 +54,7 @@ struct Binder {
   const std::function<const std::byte*(const std::string&)>& at;
   std::vector<Module>& out;
   const float* embedding_f32 = nullptr;
-  Linear head_f32 = {};  // the model's, which MTP takes too
+  Linear model_head = {};  // which MTP takes too
 
   const float* floats(const std::string& section) const {
     return reinterpret_cast<const float*>(at(section));
@@ -149,22 +149,20 @@ struct Binder {
                                      .gate = m.gate ? floats(m.gate->section) : nullptr});
   }
   void operator()(const PlannedHead& m) {
-    out.push_back(head(m, Linear{.n = m.head.rows(), .k = m.head.k, .f32 = embedding_f32}));
-    if (type == PackType::float32) head_f32 = std::get<HeadModule>(out.back()).head;
-  }
-  HeadModule head(const PlannedHead& m, const Linear& shared) const {
     const bool share = m.shares_matrix && type == PackType::float32;
-    return {.norm_gain = gain(m.norm), .head = share ? shared : linear(m.head)};
+    model_head = share ? Linear{.n = m.head.rows(), .k = m.head.k, .f32 = embedding_f32} : linear(m.head);
+    out.push_back(HeadModule{.norm_gain = gain(m.norm), .head = model_head});
   }
   MtpModule mtp(const PlannedMtp& m) {
-    MtpModule module{.layer = m.layer,
-                     .hadamard_block = type == PackType::int8 ? m.eh.rotate_columns.block : 1,
-                     .model_norm_gain = gain(m.model_norm),
-                     .embed_norm_gain = gain(m.embed_norm),
-                     .hidden_norm_gain = gain(m.hidden_norm),
-                     .eh = linear(m.eh),
-                     .head_norm_gain = gain(m.head_norm),
-                     .head = head(m.head, head_f32)};
+    MtpModule module{
+        .layer = m.layer,
+        .hadamard_block = type == PackType::int8 ? m.eh.rotate_columns.block : 1,
+        .model_norm_gain = gain(m.model_norm),
+        .embed_norm_gain = gain(m.embed_norm),
+        .hidden_norm_gain = gain(m.hidden_norm),
+        .eh = linear(m.eh),
+        .head_norm_gain = gain(m.head_norm),
+        .head = {.norm_gain = type == PackType::int8 ? nullptr : gain(m.head_norm), .head = model_head}};
     Binder inner{.type = type, .at = at, .out = module.modules};
     for (const PlannedModule& planned : m.modules) std::visit(inner, planned);
     return module;

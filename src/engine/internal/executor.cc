@@ -55,6 +55,16 @@ Executor::Executor(std::shared_ptr<const model::PackedModel> model, const Execut
   shared_rows_ = std::clamp(column_rows_max_, 0, max_rows_);
 }
 
+namespace {
+// The model's head has model_norm_gain folded in. Channels that it does not read tell a guess nothing either.
+std::vector<float> guess_gain_of(const model::MtpModule& mtp, int width) {
+  std::vector<float> gain(static_cast<size_t>(width));
+  for (size_t i = 0; i < gain.size(); ++i)
+    gain[i] = mtp.model_norm_gain[i] == 0 ? 0 : mtp.head_norm_gain[i] / mtp.model_norm_gain[i];
+  return gain;
+}
+}  // namespace
+
 Expected<std::unique_ptr<Executor>> Executor::create(std::shared_ptr<const model::PackedModel> model,
                                                      const ExecutorOptions& options) {
   if (options.cpus.empty() || options.max_rows < 1 || options.max_logit_rows < 1 || options.max_positions < 1)
@@ -72,6 +82,8 @@ Expected<std::unique_ptr<Executor>> Executor::create(std::shared_ptr<const model
   if (executor->mtp_ != nullptr) {
     executor->mtp_walk_ = executor->build_walk(executor->mtp_->modules, mixtures);
     executor->mtp_walk_.head = &executor->mtp_->head;
+    if (executor->int8_)
+      executor->guess_gain_ = guess_gain_of(*executor->mtp_, executor->config_.hidden_size);
   }
   executor->embed_ = &std::get<model::EmbedModule>(graph.modules.front());
   MR_TRY(executor->allocate());

@@ -212,10 +212,13 @@ class Executor final : public StepModel {
   void columns_branch(const model::Linear& weights, const ActRows& in, const float* post_norm_gain,
                       int thread);
   void run_head(int thread);
+  void head_norm(const float* x, int thread, const ActRows& to) const;
 
   // executor_mtp.cc
   void join(int row_begin, int rows, float* joined, const ActRows& to) const;
   void columns_join(int thread);
+  void turned_gain(const float* gain, float* state) const;
+  void guess_norm(const float* x, float* normed, const ActRows& to) const;
   void run_guesses(int thread);
 
   // executor_mla.cc: latent attention.
@@ -263,7 +266,8 @@ class Executor final : public StepModel {
   ActRows as_input(float* x, int64_t stride, const ActRows& quantised) const;
   void activate(const float* gate_up, int64_t stride, int rows, int width, int hadamard_block,
                 const ActRows& to) const;
-  // Columns [n_begin, n_end) of out (+)= in W^T; column n goes to out[n]. `after`: what this thread multiplies next.
+  // Columns [n_begin, n_end) of out (+)= in W^T; column n goes to out[n]. `after`: what this thread
+  // multiplies next.
   struct After {
     const model::Linear* weights = nullptr;
     int n_begin = 0;
@@ -317,7 +321,8 @@ class Executor final : public StepModel {
   std::vector<TokenId> guesses_;
   std::vector<float> guess_probabilities_;
   int64_t joined_float_stride_ = 0, joined_act_stride_ = 0;
-  std::vector<Scratch> scratch_;  // one a thread
+  std::vector<float> guess_gain_;  // [hidden], INT8: see guess_norm()
+  std::vector<Scratch> scratch_;   // one a thread
   Scratch shared_;
 
   // Mixtures. Buffers are for the whole step; expert rows stand in grouped order (ExpertGroups).

@@ -147,13 +147,21 @@ void Executor::columns_ffn(const model::FfnModule& module, int thread) {
   columns_branch(module.down, input, module.post_norm_gain, thread);
 }
 
+void Executor::head_norm(const float* x, int thread, const ActRows& to) const {
+  if (walk_ == &mtp_walk_ && int8_) {
+    guess_norm(x, scratch_[static_cast<size_t>(thread)].joined, to);
+  } else {
+    norm(x, walk_->head->norm_gain, 1, to);
+  }
+}
+
 void Executor::run_head(int thread) {
   const model::HeadModule& head = *walk_->head;
   const int rows = static_cast<int>(batch_.logit_rows.size());
   ActRows input = shared_.in;
   const auto norm_rows = [&](Range range) {
     for (int i = range.begin; i < range.end; ++i)
-      norm(residual(batch_.logit_rows[static_cast<size_t>(i)]), head.norm_gain, 1, input.at(i));
+      head_norm(residual(batch_.logit_rows[static_cast<size_t>(i)]), thread, input.at(i));
   };
   if (alone(rows, config_.hidden_size)) {
     input = scratch_[static_cast<size_t>(thread)].in;

@@ -27,17 +27,26 @@ void Executor::draft(const DraftBatch& batch, std::byte* pool) {
   });
 }
 
-// [norm(embed(token)) | norm(state)] of some rows of the batch, as `eh` reads it. The stream is rotated in
-// blocks on the INT8 path; gains that multiply the state between two norms want it unrotated.
+// A normed row of the stream times a gain: the stream is rotated in blocks on the INT8 path, gains want it
+// unrotated.
+void Executor::turned_gain(const float* gain, float* state) const {
+  rows_.hadamard(state, config_.hidden_size, mtp_->hadamard_block);
+  for (size_t j = 0; j < static_cast<size_t>(config_.hidden_size); ++j) state[j] *= gain[j];
+}
+
+// What the model's head reads of a guess, INT8: with the guess's own norm for the one folded into that head.
+void Executor::guess_norm(const float* x, float* normed, const ActRows& to) const {
+  rows_.rmsnorm(x, 0, nullptr, config_.rms_norm_eps, 1, config_.hidden_size, normed, 0);
+  turned_gain(guess_gain_.data(), normed);
+  rows_.hadamard(normed, config_.hidden_size, mtp_->hadamard_block);
+  quantised(normed, joined_float_stride_, config_.hidden_size, 1, to);
+}
+
+// [norm(embed(token)) | norm(state)] of some rows of the batch, as `eh` reads it.
 void Executor::join(int row_begin, int rows, float* joined, const ActRows& to) const {
   const auto width = static_cast<size_t>(config_.hidden_size);
-  const auto block = static_cast<size_t>(mtp_->hadamard_block);
   const auto norm_row = [&](const float* x, const float* gain, float* out) {
     rows_.rmsnorm(x, 0, gain, config_.rms_norm_eps, 1, config_.hidden_size, out, 0);
-  };
-  const auto turn = [&](float* x) {
-    if (block > 1)
-      for (size_t i = 0; i < width; i += block) kernels::hadamard(x + i, static_cast<int>(block));
   };
   const float* states = again_ ? guess_state_.as<float>() : residual_.as<float>();
   const float* gain = again_ ? mtp_->head_norm_gain : mtp_->model_norm_gain;
@@ -48,10 +57,9 @@ void Executor::join(int row_begin, int rows, float* joined, const ActRows& to) c
     embed_row(*embed_, batch_.tokens[row], embedded);
     norm_row(embedded, mtp_->embed_norm_gain, embedded);
     norm_row(states + states_[row] * residual_stride_, nullptr, state);
-    turn(state);
-    for (size_t j = 0; j < width; ++j) state[j] *= gain[j];
+    turned_gain(gain, state);
     norm_row(state, mtp_->hidden_norm_gain, state);
-    turn(state);
+    rows_.hadamard(state, config_.hidden_size, mtp_->hadamard_block);
   }
   quantised(joined, joined_float_stride_, 2 * config_.hidden_size, rows, to);
 }

@@ -185,8 +185,9 @@ inline void rope_half(float* x, int64_t x_stride, int m, int heads, int head_dim
   }
 }
 
-constexpr RowKernels kRows = {rmsnorm,   rmsnorm_quant, quant,  swiglu,        swiglu_hadamard_quant,
-                              rope_half, head_rmsnorm,  argmax, softmax_stats, softmax_write};
+constexpr RowKernels kRows = {rmsnorm,         rmsnorm_quant, quant,        swiglu, swiglu_hadamard_quant,
+                              hadamard_blocks, rope_half,     head_rmsnorm, argmax, softmax_stats,
+                              softmax_write};
 
 }  // namespace
 }  // namespace millrace::kernels::MR_TARGET

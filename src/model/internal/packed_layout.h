@@ -25,7 +25,7 @@
 namespace millrace::model {
 
 inline constexpr uint64_t kPackedMagic = 0x31304B434150524Dull;  // "MRPACK01" in the file's byte order
-inline constexpr uint32_t kPackedVersion = 5;  // raise with any change of layout, rotation, rounding or Plan
+inline constexpr uint32_t kPackedVersion = 6;  // raise with any change of layout, rotation, rounding or Plan
 inline constexpr size_t kPackedHeaderBytes = 4096;
 inline constexpr size_t kSectionAlignment = 4096;
 inline constexpr size_t kMaxDirectoryBytes = size_t{16} << 20;

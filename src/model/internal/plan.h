@@ -120,7 +120,7 @@ struct PlannedHead {
   PlannedGain norm;
   PlannedLinear head;
   bool shares_matrix =
-      false;  // with the embedding (tied) or, for MTP, the head; the float32 form stores it once
+      false;  // with the embedding (tied); the float32 form stores it once
 };
 using PlannedModule = std::variant<PlannedEmbed, PlannedAttention, PlannedMla, PlannedFfn, PlannedRouter,
                                    PlannedExperts, PlannedSharedExpert, PlannedHead>;
@@ -129,8 +129,7 @@ struct PlannedMtp {  // see MtpModule
   PlannedGain model_norm, embed_norm, hidden_norm;
   PlannedLinear eh;
   std::vector<PlannedModule> modules;
-  PlannedGain head_norm;  // for guessing further; `head` has it once more, folded
-  PlannedHead head;       // the float32 form takes the model's own matrix
+  PlannedGain head_norm;  // the head's matrix is the model's
 };
 struct Plan {
   std::vector<PlannedModule> modules;
@@ -207,7 +206,6 @@ void each_weight(const Plan& plan, Visitor&& visitor) {
     visitor.linear(mtp.eh);
     for (const PlannedModule& module : mtp.modules) std::visit(walk, module);
     visitor.gain(mtp.head_norm);
-    walk(mtp.head);
   }
 }
 
