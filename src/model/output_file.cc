@@ -57,18 +57,28 @@ bool write_all(int fd, uint64_t offset, std::span<const std::byte> bytes) {
   return true;
 }
 
+// Whether the file that is open is the one that has the name.
+bool has_name(int fd, const std::filesystem::path& path) {
+  struct stat ours {
+  }, named{};
+  return ::fstat(fd, &ours) == 0 && ::stat(path.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
+         ours.st_dev == named.st_dev;
+}
+
 std::filesystem::path beside(const std::filesystem::path& path, const char* suffix) {
   std::filesystem::path out = path;
   out += suffix;
   return out;
 }
+std::string reserving(uint64_t bytes) { return fmt::format("reserve {} bytes for", bytes); }
 std::filesystem::path folder_of(const std::filesystem::path& path) {
   return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
 }  // namespace
 
-std::unexpected<Status> OutputFile::failed(std::string_view what, const std::filesystem::path& path) const {
+std::unexpected<Status> OutputFile::failed(std::string_view what, const std::filesystem::path& path,
+                                           bool kept) const {
   const int error = errno;
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
   const Code code = full                                                  ? Code::resource_exhausted
@@ -80,7 +90,8 @@ std::unexpected<Status> OutputFile::failed(std::string_view what, const std::fil
     std::error_code ignored;
     const auto space = std::filesystem::space(folder_of(path_), ignored);
     if (!ignored) message += fmt::format(" ({} bytes are free there)", space.available);
-    message += "; what is written stays: make room and run the same command again, and it continues";
+    message += kept ? "; what is written stays: make room and run the same command again, and it continues"
+                    : "; make room and run the same command again";
   }
   return fail(code, std::move(message));
 }
@@ -91,6 +102,9 @@ Expected<OutputFile> OutputFile::open(const std::filesystem::path& path, const O
   file.partial_path_ = beside(path, ".partial");
   file.journal_path_ = beside(path, ".journal");
   file.identity_ = options.identity;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored))
+    return invalid(fmt::format("{} is a folder; a file is to be written there", path.string()));
   MR_TRY(file.lock(options));
   if (file.finished_) return file;
   const int flags = O_RDWR | O_CLOEXEC;
@@ -98,7 +112,10 @@ Expected<OutputFile> OutputFile::open(const std::filesystem::path& path, const O
   const bool usable = file.read_journal(options);
   if (usable) file.fd_ = ::open(file.partial_path_.c_str(), flags);
   if (file.fd_ >= 0 && ::fstat(file.fd_, &info) == 0 && static_cast<uint64_t>(info.st_size) == options.size) {
-    MR_TRY(file.reserve(options));
+    // Valid entries behind a damaged one would come back to life once it is written over.
+    if (::ftruncate(file.journal_fd_, static_cast<off_t>(file.journal_end_)) != 0)
+      return file.failed("cut", file.journal_path_);
+    if (!file.reserve(options)) return file.failed(reserving(options.size), path);
     return file;
   }
   file.found_.clear();
@@ -118,7 +135,7 @@ Expected<void> OutputFile::lock(const Options& options) {
       if (options.on_wait) options.on_wait();
       std::this_thread::sleep_for(kLockPoll);
     }
-    const bool named = journal_has_its_name();
+    const bool named = has_name(journal_fd_, journal_path_);
     if (read_journal(options) && !found_.empty() && found_.back().kind == kCommitted) {
       // Only the name is missing, or only our leave; unless somebody has removed the file since.
       if (named && ::rename(partial_path_.c_str(), path_.c_str()) != 0 && errno != ENOENT)
@@ -130,13 +147,6 @@ Expected<void> OutputFile::lock(const Options& options) {
     }
     if (named) return {};
   }
-}
-
-bool OutputFile::journal_has_its_name() const {
-  struct stat ours {
-  }, named{};
-  return ::fstat(journal_fd_, &ours) == 0 && ::stat(journal_path_.c_str(), &named) == 0 &&
-         ours.st_ino == named.st_ino && ours.st_dev == named.st_dev;
 }
 
 // False if there is none for this identity and size. Leaves journal_end_ behind the last whole entry.
@@ -168,9 +178,13 @@ Expected<void> OutputFile::start_anew(const Options& options) {
   if (fd_ >= 0) ::close(fd_);
   fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) return failed("create", partial_path_);
-  if (auto reserved = reserve(options); !reserved) {
-    discard();  // it would reserve what little there is
-    return reserved;
+  if (!reserve(options)) {
+    const int error = errno;
+    // Some file systems keep what they had found by then; the message tells what is free without it.
+    [[maybe_unused]] const int freed = ::ftruncate(fd_, 0);
+    discard();
+    errno = error;
+    return failed(reserving(options.size), path_, false);
   }
   if (::ftruncate(fd_, static_cast<off_t>(options.size)) != 0) return failed("size", partial_path_);
   JournalHeader header{.identity = options.identity, .size = options.size};
@@ -180,16 +194,13 @@ Expected<void> OutputFile::start_anew(const Options& options) {
   return {};
 }
 
-// Nothing where the file system cannot: writing then finds out.
-Expected<void> OutputFile::reserve(const Options& options) const {
-  if (!options.reserve) return {};
-  if (::fallocate(fd_, 0, 0, static_cast<off_t>(options.size)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
-    return failed(fmt::format("reserve {} bytes for", options.size), path_);
+// False with errno. Nothing where the file system cannot: writing then finds out.
+bool OutputFile::reserve(const Options& options) const {
+  const auto take = [](int fd, int mode, uint64_t size) {
+    return ::fallocate(fd, mode, 0, static_cast<off_t>(size)) == 0 || errno == EOPNOTSUPP || errno == ENOSYS;
+  };
   const uint64_t journal = sizeof(JournalHeader) + (options.max_entries + 1) * sizeof(JournalEntry);
-  if (::fallocate(journal_fd_, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(journal)) != 0 &&
-      errno != EOPNOTSUPP && errno != ENOSYS)
-    return failed(fmt::format("reserve {} bytes for", journal), journal_path_);
-  return {};
+  return !options.reserve || (take(fd_, 0, options.size) && take(journal_fd_, FALLOC_FL_KEEP_SIZE, journal));
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
@@ -239,17 +250,27 @@ void OutputFile::start_storing(uint64_t offset, uint64_t size) const {
   ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), SYNC_FILE_RANGE_WRITE);
 }
 
-void OutputFile::forget(uint64_t offset, uint64_t size) const {
-  ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size),
-                    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+Expected<void> OutputFile::forget(uint64_t offset, uint64_t size) const {
+  const int stored =
+      ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size),
+                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  const int error = stored == 0 ? 0 : errno;
   ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+  if (error == 0 || error == ENOSYS || error == EINVAL) return {};  // those two: nothing was waited for
+  errno = error;
+  return failed("store", partial_path_);
 }
 
 Expected<void> OutputFile::commit(uint64_t size) {
   if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) return failed("size", partial_path_);
-  if (::fsync(fd_) != 0) return failed("flush", partial_path_);
-  // The pages were written bit by bit; whoever maps the file wants them in large ones, read anew (MappedFile).
+  const int error = ::fsync(fd_) == 0 ? 0 : errno;
+  // The pages were written bit by bit; whoever maps the file wants them in large ones, read anew
+  // (MappedFile). And those that could not be stored count as clean: who continues must not find them here.
   ::posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
+  if (error != 0) {
+    errno = error;
+    return failed("flush", partial_path_);
+  }
   // For those who wait for the lock, and for our successor if we are killed before the last line.
   MR_TRY(record({.kind = kCommitted}));
   if (::rename(partial_path_.c_str(), path_.c_str()) != 0) return failed("rename over", path_);
@@ -268,14 +289,15 @@ void OutputFile::discard() {
 }
 
 void remove_unfinished_output(const std::filesystem::path& path) {
+  // With a writer's own lock. Made if it is missing: a writer may begin between two looks.
   const auto journal = beside(path, ".journal");
-  const int fd = ::open(journal.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0 && errno != ENOENT) return;
-  if (fd < 0 || ::flock(fd, LOCK_EX | LOCK_NB) == 0) {
+  const int fd = ::open(journal.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return;
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0 && has_name(fd, journal)) {
     ::unlink(beside(path, ".partial").c_str());
-    if (fd >= 0) ::unlink(journal.c_str());
+    ::unlink(journal.c_str());
   }
-  if (fd >= 0) ::close(fd);
+  ::close(fd);
 }
 
 }  // namespace millrace::model

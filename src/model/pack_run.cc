@@ -7,6 +7,7 @@
 #include <deque>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #include "base/hash.h"
@@ -76,7 +77,11 @@ class Run {
       }
     };
     std::vector<std::jthread> team;
-    for (int i = 1; i < run_.threads; ++i) team.emplace_back(loop);
+    try {
+      for (int i = 1; i < run_.threads; ++i) team.emplace_back(loop);
+    } catch (const std::system_error&) {
+      // No more threads for us (a container's pids.max, ulimit -u): those that are there do it all.
+    }
     loop();
     team.clear();  // joins
     return first_error;
@@ -167,7 +172,7 @@ class Run {
         }
       }
     }
-    for (const ByteRange& range : to_forget) run_.file.forget(range.offset, range.size);
+    for (const ByteRange& range : to_forget) MR_TRY(run_.file.forget(range.offset, range.size));
     return {};
   }
 

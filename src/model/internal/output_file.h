@@ -11,6 +11,8 @@
 // compares checksums first. A torn or damaged entry ends the journal. Another identity (other weights,
 // another layout) starts anew.
 //
+// Comparing reads what the disk has, not what memory still holds: where storing failed, pages are dropped.
+//
 // The journal carries the lock (flock), so one writer at a time; it is removed last.
 #pragma once
 #include <cstddef>
@@ -34,7 +36,8 @@ class OutputFile {
     bool reserve = true;            // false: as on file systems that cannot (tests)
     std::function<void()> on_wait;  // called some times a second while another process has the lock
   };
-  // Waits while another process writes the same file, for as long as that takes.
+  // Waits while another process writes the same file, for as long as that takes. invalid_argument: `path` is
+  // a folder, which nothing could replace.
   static Expected<OutputFile> open(const std::filesystem::path& path, const Options& options);
   OutputFile(OutputFile&& other) noexcept;
   OutputFile& operator=(OutputFile&&) = delete;
@@ -57,8 +60,9 @@ class OutputFile {
   Expected<void> record(const Entry& entry);
   // The disk should begin to store the range now: bounds what a flush at the end has to do.
   void start_storing(uint64_t offset, uint64_t size) const;
-  // Waits until the range is stored; then the page cache may forget it.
-  void forget(uint64_t offset, uint64_t size) const;
+  // Waits until the range is stored; then the page cache may forget it. An error is the only word of bytes
+  // that the disk did not take: commit() would not hear of them again.
+  Expected<void> forget(uint64_t offset, uint64_t size) const;
 
   // Cuts the file to `size`, flushes it, and puts it under its final name in place of what was there.
   Expected<void> commit(uint64_t size);
@@ -66,12 +70,13 @@ class OutputFile {
 
  private:
   OutputFile() = default;
-  std::unexpected<Status> failed(std::string_view what, const std::filesystem::path& path) const;
+  // Of errno. `kept`: something of the file stays to be continued.
+  std::unexpected<Status> failed(std::string_view what, const std::filesystem::path& path,
+                                 bool kept = true) const;
   Expected<void> lock(const Options& options);
   Expected<void> start_anew(const Options& options);
-  Expected<void> reserve(const Options& options) const;
+  bool reserve(const Options& options) const;
   bool read_journal(const Options& options);
-  bool journal_has_its_name() const;
 
   std::filesystem::path path_, partial_path_, journal_path_;
   std::vector<Entry> found_;
