@@ -2,12 +2,12 @@
 // (packer.cc) and are run on all threads, each writing its own places of the file (pack_run.cc); then
 // directory, header, rename.
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "base/file.h"
+#include "base/granted_memory.h"
 #include "base/hash.h"
 #include "base/units.h"
 #include "model/internal/checkpoint.h"
@@ -26,14 +26,14 @@ constexpr int kMaxThreads = 64;
 constexpr uint64_t kScratchBudget = 1536 * kMiB;
 constexpr uint64_t kComparePiece = 16 * kMiB;
 
-// What tells one state of a file from another without reading it all: size, time of change, and its first 64
-// KiB.
+// What tells one state of a file from another without reading it all: name, size, time of modification, and
+// its first 64 KiB.
 Expected<uint64_t> file_facts(const std::filesystem::path& path, uint64_t seed) {
   const MappedFile file = MR_TRY(MappedFile::open(path));
   std::error_code error;
-  const auto changed = std::filesystem::last_write_time(path, error).time_since_epoch().count();
+  const auto modified = std::filesystem::last_write_time(path, error).time_since_epoch().count();
   const std::string facts =
-      fmt::format("{} {} {}", path.filename().string(), file.bytes().size(), error ? 0 : changed);
+      fmt::format("{} {} {}", path.filename().string(), file.bytes().size(), error ? 0 : modified);
   return hash64(file.bytes().first(std::min<size_t>(file.bytes().size(), 64 * kKiB)), hash64(facts, seed));
 }
 
@@ -48,10 +48,15 @@ bool is_part_of_checkpoint(const std::filesystem::path& path) {
 // The files that a checkpoint is made of, sorted.
 Expected<std::vector<std::filesystem::path>> files_of(const std::filesystem::path& checkpoint) {
   std::vector<std::filesystem::path> files;
-  std::error_code error;
+  std::error_code error, ignored;
   if (std::filesystem::is_directory(checkpoint, error)) {
-    for (const auto& entry : std::filesystem::directory_iterator(checkpoint, error))
-      if (entry.is_regular_file(error) && is_part_of_checkpoint(entry.path())) files.push_back(entry.path());
+    std::filesystem::directory_iterator entry(checkpoint, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error))
+      if (entry->is_regular_file(ignored) && is_part_of_checkpoint(entry->path()))
+        files.push_back(entry->path());
+    if (error)
+      return fail(error == std::errc::permission_denied ? Code::permission_denied : Code::unavailable,
+                  fmt::format("cannot list {}: {}", checkpoint.string(), error.message()));
     if (files.empty()) return invalid(fmt::format("{} holds no checkpoint files", checkpoint.string()));
     std::ranges::sort(files);
   } else {
@@ -93,7 +98,7 @@ void add_copy_jobs(const std::vector<Checkpoint::Copy>& copies, size_t section, 
 // Of all that decides the bytes of the packed file: the state of the checkpoint's files, what was read of
 // them so far, what is made of it, and in which jobs. Never a reason to continue wrongly; a file that was
 // touched or copied is a reason to start anew.
-Expected<uint64_t> identity_of(const std::filesystem::path& checkpoint, const std::string& directory,
+Expected<uint64_t> identity_of(const std::vector<std::filesystem::path>& files, const std::string& directory,
                                const std::string& tokenizer, const std::string& chat_template,
                                const std::vector<PackJob>& jobs) {
   uint64_t hash = hash64(fmt::format("{} {}", kPackedVersion, directory));
@@ -104,7 +109,7 @@ Expected<uint64_t> identity_of(const std::filesystem::path& checkpoint, const st
     hash = hash64(bytes_of(facts), hash);
     for (const ByteRange& place : job.places) hash = hash64(bytes_of(place), hash);
   }
-  for (const auto& file : MR_TRY(files_of(checkpoint))) {
+  for (const auto& file : files) {
     hash = MR_TRY(file_facts(file, hash));
     const FileState state = MR_TRY(FileState::of(file));  // a device's number may change with the next boot
     hash = hash64(fmt::format("{} {} {}", state.inode, state.modified_ns, state.changed_ns), hash);
@@ -151,6 +156,11 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
   const Plan plan = architecture_page(checkpoint.config.architecture).plan(checkpoint.config);
   const auto copies = MR_TRY(checkpoint.check(plan));
   MR_TRY(check_attention(checkpoint.config, options.type));  // better now than when it is run
+  const auto sources = MR_TRY(files_of(checkpoint_path));
+  for (std::error_code none_there; const auto& source : sources)
+    if (std::filesystem::equivalent(source, packed, none_there))
+      return invalid(
+          fmt::format("{} is part of the checkpoint; give the packed file another name", packed.string()));
 
   const std::string tokenizer = serialize(checkpoint.tokenizer);
   PackLayout layout{.sections = {}, .index = {}, .end = kPackedHeaderBytes};
@@ -172,8 +182,7 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
   add_copy_jobs(copies, layout.sections.size() - 1, jobs);
 
   const uint64_t size = layout.end + unsummed.size();
-  const uint64_t identity =
-      MR_TRY(identity_of(checkpoint_path, unsummed, tokenizer, checkpoint.chat_template, jobs));
+  const uint64_t identity = MR_TRY(identity_of(sources, unsummed, tokenizer, checkpoint.chat_template, jobs));
   OutputFile file =
       MR_TRY(OutputFile::open(packed, {.size = size,
                                        .identity = identity,
@@ -185,14 +194,12 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
                                                              .what = "another process packs the same file"});
                                        }}));
   if (file.finished()) return {};
-  const auto memory =
-      static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   auto done =
       run_jobs({.jobs = jobs,
                 .sections = layout.sections,
                 .file = file,
                 .threads = threads_within(kScratchBudget, std::clamp(options.threads, 1, kMaxThreads), jobs),
-                .forget = size > memory / 2,
+                .forget = size > granted_memory().total_bytes / 2,
                 .progress = options.progress});
   if (done) done = unchanged(checkpoint);
   if (done) done = finish(file, directory(), layout.end);

@@ -359,6 +359,17 @@ TEST_F(Pack, ReportsProgress) {
   EXPECT_EQ(last.bytes_found, 0u);
 }
 
+TEST_F(Pack, SparesTheCheckpoint) {
+  const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
+  const auto weights = checkpoint / "model.safetensors";
+  const auto size = std::filesystem::file_size(weights);
+  const auto packed = pack_checkpoint(checkpoint, weights, {.threads = 1, .progress = {}});
+  EXPECT_EQ(std::filesystem::file_size(weights), size);
+  ASSERT_FALSE(packed.has_value());
+  EXPECT_EQ(packed.error().code, Code::invalid_argument);
+  EXPECT_THAT(packed.error().message, HasSubstr("is part of the checkpoint"));
+}
+
 TEST_F(Pack, TwoAtOnceBothSucceed) {
   const auto checkpoint = write(tiny_checkpoint(tiny_config(Architecture::llama), 2));
   const auto run = [&] {

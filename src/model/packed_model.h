@@ -43,7 +43,8 @@ struct PackOptions {
 // checkpoint's size, the process holds at most 2 GiB (mapped pages included). A thread's job is some 16 MiB of float
 // weights, or one rotated block of rows where that is more (64 MiB at 2,048 x 8,192); there are fewer threads where
 // `threads` times that would be too much. Tensors that are missing, too many or of the wrong shape are refused by name
-// before any work, ones that are not finite when they are read.
+// before any work, ones that are not finite when they are read. So is a `packed` that is a folder or a file of the
+// checkpoint.
 //
 // Until it is whole the file is <packed>.partial, with <packed>.journal beside it. After a kill, a full disk or a crash
 // of the machine the next call with the same checkpoint and type continues there, having compared checksums, and the

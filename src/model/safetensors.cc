@@ -140,8 +140,8 @@ class Files final : public SafetensorsFiles {
   Expected<void> open_shards(const std::filesystem::path& folder, const std::filesystem::path& index_path);
 };
 
-// weight_map {tensor: shard} as {shard: tensors in it}. A shard is a plain file name: no way out of the
-// folder.
+// weight_map {tensor: shard} as {shard: tensors in it}. A shard is a plain file name, no way out of the
+// folder, with the ending by which is_part_of_checkpoint() knows it (pack.cc).
 Expected<std::map<std::string, size_t>> read_index(const std::filesystem::path& path,
                                                    std::unordered_map<std::string, std::string>& shard_of) {
   const std::string text = MR_TRY(read_file(path, kMaxHeaderBytes));
@@ -158,6 +158,8 @@ Expected<std::map<std::string, size_t>> read_index(const std::filesystem::path& 
     if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos ||
         file == "." || file == "..")
       return bad(fmt::format("{}: \"{}\" is not a plain file name", path.string(), file.substr(0, 200)));
+    if (!file.ends_with(".safetensors"))
+      return bad(fmt::format("{}: \"{}\" is not a .safetensors file", path.string(), file.substr(0, 200)));
     ++shards[file];
     shard_of.emplace(std::string(name), file);
   }

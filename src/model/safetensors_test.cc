@@ -145,6 +145,9 @@ TEST_F(Folder, TheIndexMustTellTheTruth) {
   EXPECT_THAT(with_index(R"({"a": "x-1.safetensors", "b": "x-3.safetensors"})"),
               HasSubstr("x-3.safetensors"));
   EXPECT_THAT(with_index(R"({"a": "../x-1.safetensors"})"), HasSubstr("not a plain file name"));
+  // packed_file_name() knows shards by their ending: a change of this one would leave an old packed file in
+  // use.
+  EXPECT_THAT(with_index(R"({"a": "x-1.bin"})"), HasSubstr("\"x-1.bin\" is not a .safetensors file"));
   EXPECT_THAT(with_index("3"), HasSubstr("weight_map"));
 }
 
