@@ -2,13 +2,13 @@
 
 #include <fmt/core.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <unordered_set>
 
 #include "base/file.h"
+#include "base/granted_memory.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/utf8.h"
@@ -32,7 +32,7 @@ SourceTensor from_shape(std::string name, std::span<const int64_t> shape_outer_f
   return tensor;
 }
 
-// Which file holds which bytes. From half of the machine's memory on, a checkpoint's pages are not kept.
+// Which file holds which bytes. From half of our memory on, a checkpoint's pages are not kept.
 class Files {
  public:
   Expected<void> add(const MappedFile& mapping, Checkpoint& out) {
@@ -43,9 +43,7 @@ class Files {
   }
   void sort() {
     std::ranges::sort(files_, {}, [](const auto& file) { return file->mapping.data(); });
-    const auto memory =
-        static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-    read_once = bytes_ > memory / 2;
+    read_once = bytes_ > granted_memory().total_bytes / 2;
   }
   SourceBytes find(std::span<const std::byte> bytes) const {
     auto after = std::ranges::upper_bound(files_, bytes.data(), {},
@@ -242,6 +240,19 @@ std::string_view original_of_mtp_copy(std::string_view name, bool gguf, bool tie
   return name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "";
 }
 
+// Bytes [begin, end) of both, in pieces.
+Expected<bool> equal(const SourceBytes& one, const SourceBytes& other, uint64_t begin, uint64_t end,
+                     bool read_once) {
+  constexpr uint64_t kPiece = 256 * 1024;
+  auto a = MR_TRY(SourceReader::open(one, begin, end)), b = MR_TRY(SourceReader::open(other, begin, end));
+  if (read_once) a.forget();
+  for (uint64_t at = begin; at < end; at += kPiece) {
+    const uint64_t count = std::min(kPiece, end - at);
+    if (std::memcmp(MR_TRY(a.read(at, count)), MR_TRY(b.read(at, count)), count) != 0) return false;
+  }
+  return true;
+}
+
 std::unexpected<Status> differs(const SourceTensor& copy, const SourceTensor& original) {
   return fail(Code::unimplemented,
               fmt::format("tensor \"{}\" differs from \"{}\"; an MTP layer shares the model's", copy.name,
@@ -294,16 +305,11 @@ Expected<Checkpoint::Found> Checkpoint::find_part(const PlannedPart& part, int k
 }
 
 Expected<void> check_copy(const Checkpoint::Copy& copy, uint64_t begin, uint64_t end) {
-  constexpr uint64_t kPiece = 256 * 1024;
-  auto a = MR_TRY(SourceReader::open(copy.tensor->data, begin, end)),
-       b = MR_TRY(SourceReader::open(copy.original->data, begin, end));
-  if (copy.tensor->read_once) a.forget();
-  for (uint64_t at = begin; at < end; at += kPiece) {
-    const uint64_t count = std::min(kPiece, end - at);
-    if (std::memcmp(MR_TRY(a.read(at, count)), MR_TRY(b.read(at, count)), count) != 0)
-      return differs(*copy.tensor, *copy.original);
-  }
-  return {};
+  const auto& [tensor, original] = copy;
+  bool same = MR_TRY(equal(tensor->data, original->data, begin, end, tensor->read_once));
+  if (same && begin == 0)
+    same = MR_TRY(equal(tensor->factors, original->factors, 0, tensor->factors.size(), false));
+  return same ? Expected<void>() : differs(*tensor, *original);
 }
 
 Expected<std::vector<Checkpoint::Copy>> Checkpoint::check(const Plan& plan) const {
@@ -336,7 +342,7 @@ Expected<std::vector<Checkpoint::Copy>> Checkpoint::check(const Plan& plan) cons
     MR_TRY(find({copy->name, copy->name}, original->rows, original->columns));
     if (copy->type != original->type || copy->fp8 != original->fp8 ||
         copy->data.size() != original->data.size() || copy->factor_type != original->factor_type ||
-        !std::ranges::equal(copy->factors.bytes, original->factors.bytes))
+        copy->factors.size() != original->factors.size())
       return differs(*copy, *original);
   }
   std::ranges::sort(copies, {}, [](const Copy& copy) -> const std::string& { return copy.tensor->name; });

@@ -24,7 +24,7 @@ inline constexpr int64_t kFp8Block = 128;  // FP8 weights have one factor a bloc
 struct SourceTensor {  // a vector is one row
   std::string name;
   int64_t rows = 0, columns = 0;
-  bool stacked = false;           // of matrices: more than two dimensions that are not 1 (the rows of all are counted)
+  bool stacked = false;  // of matrices: more than two dimensions that are not 1 (the rows of all are counted)
   GgmlType type = GgmlType::f32;  // safetensors' F32, F16 and BF16 have the same layout as GGUF's
   SourceBytes data;
   bool readable = true;    // false: a dtype that cannot be read as floats
@@ -89,7 +89,7 @@ Expected<void> read_part(const Checkpoint& checkpoint, const PlannedPart& part, 
                          int64_t end, float* out);
 Expected<std::vector<float>> read_part_bias(const Checkpoint& checkpoint, const PlannedPart& part);
 
-// Bytes [begin, end) of a copy are those of its original.
+// Bytes [begin, end) of a copy are those of its original; where they begin at 0, FP8 factors are too.
 Expected<void> check_copy(const Checkpoint::Copy& copy, uint64_t begin, uint64_t end);
 
 }  // namespace millrace::model
