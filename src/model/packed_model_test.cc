@@ -219,7 +219,8 @@ TEST_F(PackedFile, OpensAModelOfDeepSeekV3sSize) {
   EXPECT_EQ((*model)->graph().modules.size(), 1u + 61 + 3 + 58 * 258 + 1);
 }
 
-TEST_F(PackedFile, ConfigTravelsExactly) {
+// Odd values, so that a field left out or a digit lost shows.
+ModelConfig peculiar_config() {
   ModelConfig config = fixtures::tiny_config(Architecture::llama);
   config.rope = {.theta = 1.0 / 3 + 500000,
                  .kind = RopeConfig::Kind::yarn,
@@ -262,6 +263,11 @@ TEST_F(PackedFile, ConfigTravelsExactly) {
   config.generation = {
       .temperature = 0.7, .top_p = 0.8, .min_p = 0.05, .repetition_penalty = 1.05, .top_k = 20};
   config.name = "a \"name\" with\n\xC3\xA9";
+  return config;
+}
+
+TEST_F(PackedFile, ConfigTravelsExactly) {
+  const ModelConfig config = peculiar_config();
   const auto back =
       directory_from_json(directory_to_json(PackType::float32, config, {{"x", 4096, 7, ~uint64_t{0}}}));
   ASSERT_TRUE(back.has_value()) << back.error().message;

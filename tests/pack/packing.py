@@ -48,7 +48,10 @@ class Pack:
 
     def journal_entries(self):
         journal = self.output.with_name(self.output.name + ".journal")
-        return max(0, (journal.stat().st_size - 32) // 24) if journal.exists() else 0
+        try:
+            return max(0, (journal.stat().st_size - 32) // 24)
+        except FileNotFoundError:  # not begun, or just finished
+            return 0
 
     def log(self):
         return self.log_path.read_text(errors="replace")

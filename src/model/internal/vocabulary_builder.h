@@ -1,4 +1,4 @@
-// What the loaders of GGUF and tokenizer.json share: names to ids, and merges from names.
+// What the loaders of vocabularies share: names to ids, and merges from names.
 #pragma once
 #include <string>
 #include <string_view>
@@ -19,7 +19,8 @@ Expected<void> append_merge(const TokenIds& ids, std::string_view left, std::str
                             std::vector<Merge>& merges);
 
 // The merges that a SentencePiece vocabulary with scores implies, best score first; tokens in `excluded`
-// (control, byte, unknown) are neither parts nor results.
+// (control, byte, unknown) are neither parts nor results. Tokens of more than 512 bytes are no results: no
+// published vocabulary merges that far.
 std::vector<Merge> merges_from_scores(const std::vector<std::string>& tokens,
                                       const std::vector<float>& scores, const std::vector<bool>& excluded);
 
@@ -30,7 +31,7 @@ void add_score_merges(const std::vector<float>& scores, const std::vector<bool>&
 
 // tiktoken's rule, for a spec whose first `ranked` tokens stand in rank order: any two neighbours that make a
 // token may merge, the lowest made token first, of equal ones the leftmost. The tokens are in GPT-2's
-// alphabet.
+// alphabet; those of more than 1,024 bytes there are not made of others.
 void add_rank_merges(size_t ranked, TokenizerSpec& spec);
 
 inline constexpr std::string_view kMetaspaceText = "\xE2\x96\x81";  // U+2581
