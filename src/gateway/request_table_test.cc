@@ -1,6 +1,9 @@
 // What is asked for in JSON and what the engine is then asked for; every refusal names its field.
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
+
+#include "base/clock.h"
 #include "gateway/internal/api_error.h"
 #include "gateway/internal/fake_generator.h"
 #include "gateway/internal/generation_plan.h"
@@ -54,87 +57,87 @@ TEST(RequestTable, PromptsAreBoundedTogether) {
   EXPECT_EQ(refused.error().param, "n");
 }
 
+const Refused kRefusals[] = {
+    {true, R"("temperature":-0.1)", "temperature"},
+    {true, R"("temperature":2.1)", "temperature"},
+    {true, R"("temperature":"hot")", "temperature", "invalid_type"},
+    {true, R"("temperature":1e400)", "", "invalid_json"},
+    {true, R"("top_p":0)", "top_p"},
+    {true, R"("top_p":1.5)", "top_p"},
+    {true, R"("top_k":-2)", "top_k"},
+    {true, R"("top_k":1.5)", "top_k"},
+    {true, R"("min_p":-1)", "min_p"},
+    {true, R"("presence_penalty":3)", "presence_penalty"},
+    {true, R"("frequency_penalty":-3)", "frequency_penalty"},
+    {true, R"("repetition_penalty":0)", "repetition_penalty"},
+    {true, R"("seed":1.5)", "seed"},
+    {true, R"("seed":"1")", "seed", "invalid_type"},
+    {true, R"("seed":18446744073709551615)", "seed"},
+    {true, R"("n":0)", "n"},
+    {true, R"("n":129)", "n"},
+    {true, R"("n":true)", "n", "invalid_type"},
+    {true, R"("max_tokens":0)", "max_tokens"},
+    {true, R"("max_tokens":-1)", "max_tokens"},
+    {true, R"("max_completion_tokens":1001)", "max_completion_tokens", "context_length_exceeded"},
+    {false, R"("max_completion_tokens":1001)", "max_completion_tokens", "context_length_exceeded"},
+    {false, R"("max_completion_tokens":0)", "max_completion_tokens"},
+    {true, R"("max_tokens":5,"min_tokens":6)", "min_tokens"},
+    {true, R"("min_tokens":-1)", "min_tokens"},
+    {true, R"("stop":[""])", "stop"},
+    {true, R"("stop":5)", "stop", "invalid_type"},
+    {true, R"("stop":[1])", "stop", "invalid_type"},
+    {true, R"("stop":["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"])", "stop"},
+    {true, R"("stop_token_ids":[258])", "stop_token_ids"},
+    {true, R"("stop_token_ids":["a"])", "stop_token_ids"},
+    {true, R"("logit_bias":{"x":1})", "logit_bias"},
+    {true, R"("logit_bias":{"258":1})", "logit_bias"},
+    {true, R"("logit_bias":{"5":101})", "logit_bias.5"},
+    {true, R"("logit_bias":[1])", "logit_bias", "invalid_type"},
+    {true, R"("logprobs":1)", "logprobs", "invalid_type"},
+    {true, R"("top_logprobs":5)", "top_logprobs"},
+    {true, R"("logprobs":true,"top_logprobs":21)", "top_logprobs"},
+    {true, R"("stream":"yes")", "stream", "invalid_type"},
+    {true, R"("stream_options":{"include_usage":true})", "stream_options"},
+    {true, R"("stream":true,"stream_options":{"include_usage":1})", "stream_options.include_usage",
+     "invalid_type"},
+    {true, R"("model":"nope")", "model", "model_not_found"},
+    {true, R"("service_tier":"flex")", "service_tier", "unsupported_service_tier"},
+    {true, R"("tools":[{"type":"function"}])", "tools", "unsupported_parameter"},
+    {true, R"("tool_choice":"auto")", "tool_choice", "unsupported_parameter"},
+    {true, R"("functions":[{}])", "functions", "unsupported_parameter"},
+    {true, R"("response_format":{"type":"json_object"})", "response_format", "unsupported_parameter"},
+    {true, R"("store":true)", "store", "unsupported_parameter"},
+    {true, R"("echo":true)", "echo", "unsupported_parameter"},
+    {true, R"("modalities":["audio"])", "modalities", "unsupported_parameter"},
+    {true, R"("chat_template":"{{ x }}")", "chat_template", "unsupported_parameter"},
+    {true, R"("chat_template":"none")", "chat_template", "unsupported_parameter"},
+    {true, R"("guided_regex":"none")", "guided_regex", "unsupported_parameter"},
+    {true, R"("guided_json":{"type":"object"})", "guided_json", "unsupported_parameter"},
+    {true, R"("priority":1e12)", "priority"},
+    {true, R"("continue_final_message":true,"add_generation_prompt":true)", "continue_final_message"},
+    {true, R"("chat_template_kwargs":[])", "chat_template_kwargs", "invalid_type"},
+    {true, R"("chat_template_kwargs":{"messages":[]})", "chat_template_kwargs.messages"},
+    {true, R"("chat_template_kwargs":{"pad_token":"<|im_start|>"})", "chat_template_kwargs.pad_token"},
+    {true, R"("include_reasoning":"no")", "include_reasoning", "invalid_type"},
+    {false, R"("suffix":"x")", "suffix", "unsupported_parameter"},
+    {false, R"("best_of":3)", "best_of", "unsupported_parameter"},
+    {false, R"("logprobs":21)", "logprobs"},
+    {false, R"("logprobs":true)", "logprobs", "invalid_type"},
+    {false, R"("max_tokens":0)", "max_tokens"},
+    {false, R"("prompt":[])", "prompt"},
+    {false, R"("prompt":[[]])", "prompt"},
+    {false, R"("prompt":[1,"a"])", "prompt"},
+    {false, R"("prompt":[-1])", "prompt"},
+    {false, R"("prompt":[300])", "prompt"},
+    {false, R"("prompt":[{}])", "prompt", "invalid_type"},
+    {false, R"("prompt":5)", "prompt", "invalid_type"},
+    {false, R"("prompt":null)", "prompt", "missing_required_parameter"},
+    {false, R"("prompt":"")", "prompt"},
+    {false, R"("n":128,"prompt":["a","b","c"])", "n"},
+};
+
 TEST(RequestTable, RefusalsNameTheField) {
-  const Refused cases[] = {
-      {true, R"("temperature":-0.1)", "temperature"},
-      {true, R"("temperature":2.1)", "temperature"},
-      {true, R"("temperature":"hot")", "temperature", "invalid_type"},
-      {true, R"("temperature":1e400)", "", "invalid_json"},
-      {true, R"("top_p":0)", "top_p"},
-      {true, R"("top_p":1.5)", "top_p"},
-      {true, R"("top_k":-2)", "top_k"},
-      {true, R"("top_k":1.5)", "top_k"},
-      {true, R"("min_p":-1)", "min_p"},
-      {true, R"("presence_penalty":3)", "presence_penalty"},
-      {true, R"("frequency_penalty":-3)", "frequency_penalty"},
-      {true, R"("repetition_penalty":0)", "repetition_penalty"},
-      {true, R"("seed":1.5)", "seed"},
-      {true, R"("seed":"1")", "seed", "invalid_type"},
-      {true, R"("seed":18446744073709551615)", "seed"},
-      {true, R"("n":0)", "n"},
-      {true, R"("n":129)", "n"},
-      {true, R"("n":true)", "n", "invalid_type"},
-      {true, R"("max_tokens":0)", "max_tokens"},
-      {true, R"("max_tokens":-1)", "max_tokens"},
-      {true, R"("max_completion_tokens":1001)", "max_completion_tokens", "context_length_exceeded"},
-      {false, R"("max_completion_tokens":1001)", "max_completion_tokens", "context_length_exceeded"},
-      {false, R"("max_completion_tokens":0)", "max_completion_tokens"},
-      {true, R"("max_tokens":5,"min_tokens":6)", "min_tokens"},
-      {true, R"("min_tokens":-1)", "min_tokens"},
-      {true, R"("stop":[""])", "stop"},
-      {true, R"("stop":5)", "stop", "invalid_type"},
-      {true, R"("stop":[1])", "stop", "invalid_type"},
-      {true, R"("stop":["1","2","3","4","5","6","7","8","9","10","11","12","13","14","15","16","17"])",
-       "stop"},
-      {true, R"("stop_token_ids":[258])", "stop_token_ids"},
-      {true, R"("stop_token_ids":["a"])", "stop_token_ids"},
-      {true, R"("logit_bias":{"x":1})", "logit_bias"},
-      {true, R"("logit_bias":{"258":1})", "logit_bias"},
-      {true, R"("logit_bias":{"5":101})", "logit_bias.5"},
-      {true, R"("logit_bias":[1])", "logit_bias", "invalid_type"},
-      {true, R"("logprobs":1)", "logprobs", "invalid_type"},
-      {true, R"("top_logprobs":5)", "top_logprobs"},
-      {true, R"("logprobs":true,"top_logprobs":21)", "top_logprobs"},
-      {true, R"("stream":"yes")", "stream", "invalid_type"},
-      {true, R"("stream_options":{"include_usage":true})", "stream_options"},
-      {true, R"("stream":true,"stream_options":{"include_usage":1})", "stream_options.include_usage",
-       "invalid_type"},
-      {true, R"("model":"nope")", "model", "model_not_found"},
-      {true, R"("service_tier":"flex")", "service_tier", "unsupported_service_tier"},
-      {true, R"("tools":[{"type":"function"}])", "tools", "unsupported_parameter"},
-      {true, R"("tool_choice":"auto")", "tool_choice", "unsupported_parameter"},
-      {true, R"("functions":[{}])", "functions", "unsupported_parameter"},
-      {true, R"("response_format":{"type":"json_object"})", "response_format", "unsupported_parameter"},
-      {true, R"("store":true)", "store", "unsupported_parameter"},
-      {true, R"("echo":true)", "echo", "unsupported_parameter"},
-      {true, R"("modalities":["audio"])", "modalities", "unsupported_parameter"},
-      {true, R"("chat_template":"{{ x }}")", "chat_template", "unsupported_parameter"},
-      {true, R"("chat_template":"none")", "chat_template", "unsupported_parameter"},
-      {true, R"("guided_regex":"none")", "guided_regex", "unsupported_parameter"},
-      {true, R"("guided_json":{"type":"object"})", "guided_json", "unsupported_parameter"},
-      {true, R"("priority":1e12)", "priority"},
-      {true, R"("continue_final_message":true,"add_generation_prompt":true)", "continue_final_message"},
-      {true, R"("chat_template_kwargs":[])", "chat_template_kwargs", "invalid_type"},
-      {true, R"("chat_template_kwargs":{"messages":[]})", "chat_template_kwargs.messages"},
-      {true, R"("chat_template_kwargs":{"pad_token":"<|im_start|>"})", "chat_template_kwargs.pad_token"},
-      {true, R"("include_reasoning":"no")", "include_reasoning", "invalid_type"},
-      {false, R"("suffix":"x")", "suffix", "unsupported_parameter"},
-      {false, R"("best_of":3)", "best_of", "unsupported_parameter"},
-      {false, R"("logprobs":21)", "logprobs"},
-      {false, R"("logprobs":true)", "logprobs", "invalid_type"},
-      {false, R"("max_tokens":0)", "max_tokens"},
-      {false, R"("prompt":[])", "prompt"},
-      {false, R"("prompt":[[]])", "prompt"},
-      {false, R"("prompt":[1,"a"])", "prompt"},
-      {false, R"("prompt":[-1])", "prompt"},
-      {false, R"("prompt":[300])", "prompt"},
-      {false, R"("prompt":[{}])", "prompt", "invalid_type"},
-      {false, R"("prompt":5)", "prompt", "invalid_type"},
-      {false, R"("prompt":null)", "prompt", "missing_required_parameter"},
-      {false, R"("prompt":"")", "prompt"},
-      {false, R"("n":128,"prompt":["a","b","c"])", "n"},
-  };
-  for (const Refused& c : cases) {
+  for (const Refused& c : kRefusals) {
     const auto got = c.chat ? chat_with(c.fields) : completion_with(c.fields);
     ASSERT_FALSE(got.has_value()) << c.fields;
     if (std::string_view(c.code) == "invalid_json") continue;
@@ -279,6 +282,29 @@ TEST(RequestTable, ContinuedMessageEndsWithItsWords) {
   ASSERT_TRUE(got.has_value()) << got.error().message;
   EXPECT_EQ(joined(got->requests[0].prompt), "<|im_start|>user\nsay<|im_end|>\n<|im_start|>assistant\nI say");
   EXPECT_FALSE(plan(true, R"({"messages":[{"role":"user","content":""}],"continue_final_message":true})"));
+}
+
+// Words that the template leaves out are looked for in all that it made: in time linear in both.
+TEST(RequestTable, AContinuedMessageIsLookedForInLinearTime) {
+  ServedModel model = fake_served_model();
+  model.chat_template =
+      *model::ChatTemplate::parse("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}");
+  const std::string words(size_t{1} << 20, 'a');
+  const auto asked = [&](const std::string& last) {
+    return plan_chat(
+        json::object{{"messages", json::array{json::object{{"role", "user"}, {"content", words + words}},
+                                              json::object{{"role", "tool"}, {"content", last}}}},
+                     {"continue_final_message", true}},
+        model);
+  };
+  const double start_s = monotonic_s();
+  const auto got = asked(words + "b");
+  ASSERT_FALSE(got);
+  EXPECT_EQ(got.error().param, "continue_final_message");
+  EXPECT_LT(monotonic_s() - start_s, 5);  // milliseconds; all places by all words would be a minute
+  const auto last_place = asked("aaa");
+  ASSERT_TRUE(last_place) << last_place.error().message;
+  EXPECT_EQ(joined(last_place->requests[0].prompt), words + words) << "the last place, not the first";
 }
 
 TEST(RequestTable, NoTemplateIsAClearRefusal) {
