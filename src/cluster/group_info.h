@@ -23,7 +23,7 @@ struct GroupInfo {
 };
 
 // Raised when an older peer would misread a message; peers of different versions refuse each other.
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 
 // One message. The largest legitimate ones are a prompt of the gateway's 16 MiB body and the
 // log-probabilities of a long prompt: 131,072 tokens with 20 alternatives of 9 bytes are 24 MiB.

@@ -4,7 +4,8 @@
 // What the engine's step thread gives to its sink is handed to the session that asked; each session has a
 // writer thread that sends whole steps, batched. A gateway that does not read makes its queue grow to
 // `max_queued_bytes` and is then cut off: its requests are cancelled and their pages freed, and other
-// sessions do not notice. When a session ends, for whatever reason, its requests are cancelled.
+// sessions do not notice. An event that no message can hold is replaced by an error; its request goes on
+// until the gateway cancels it. When a session ends, for whatever reason, its requests are cancelled.
 //
 // TCP addresses carry no encryption and no authentication yet: use them inside a trusted network only.
 #pragma once
@@ -23,9 +24,11 @@ struct GroupServerOptions {
   std::string address;  // "/path/to/socket" (at most 100 bytes), or "host:port"
   GroupId id;
   uint64_t model_fingerprint = 0;
-  int max_sessions = 8;                 // gateways at once; a ninth is refused
-  size_t max_queued_bytes = 32 * kMiB;  // per session, not yet sent
-  std::shared_ptr<StatusPage> status;   // null: none
+  int max_sessions = 8;  // gateways at once; a ninth is refused
+  // Per session, not yet sent. Above a message's limit: one large answer (a long prompt's log-probabilities)
+  // does not mean that the gateway has stopped reading.
+  size_t max_queued_bytes = 2 * kMaxMessageBytes;
+  std::shared_ptr<StatusPage> status;  // null: none
 };
 
 using EngineFactory = std::function<Expected<std::unique_ptr<engine::Engine>>(engine::EventSink sink)>;

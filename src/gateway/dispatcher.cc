@@ -125,7 +125,8 @@ class DispatcherImpl final : public Dispatcher {
     if (entry->state == State::done) return;
     if (entry->state == State::placed) slots_[static_cast<size_t>(entry->group)]->client->cancel(id);
     counters_.cancelled.fetch_add(1);
-    finish(*entry);
+    end(*entry);
+    journal_.remove(id);
   }
 
   std::vector<GroupStatus> groups() const override {
@@ -259,6 +260,8 @@ class DispatcherImpl final : public Dispatcher {
 
   // Sends the entry to the best group that has room; false: none has.
   bool place(const EntryPtr& entry, double now_s) {
+    // Before the prompt is hashed: under overload, all that wait come here again and again.
+    if (!any_room()) return false;
     const PromptBlocks blocks = prompt_blocks(entry->request);
     for (const int group : ranked(blocks, entry->avoid_group, now_s)) {
       Slot& slot = *slots_[static_cast<size_t>(group)];
@@ -280,6 +283,21 @@ class DispatcherImpl final : public Dispatcher {
     return false;
   }
 
+  // Published load counts other gateways' requests too, ours knows what was sent a moment ago. With the
+  // slot's mutex held, as below.
+  static int busy(const Slot& slot) {
+    return std::max(slot.live.load(), slot.load.running + slot.load.waiting);
+  }
+  static bool has_room(const Slot& slot) {
+    return slot.connected && busy(slot) < slot.info.max_num_seqs + slot.info.max_waiting;
+  }
+  bool any_room() const {
+    return std::any_of(slots_.begin(), slots_.end(), [](const auto& slot) {
+      const std::lock_guard lock(slot->mutex);
+      return has_room(*slot);
+    });
+  }
+
   // Connected groups with room, best first: those that progress before those that do not, then the least
   // cost.
   std::vector<int> ranked(const PromptBlocks& blocks, int avoid, double now_s) const {
@@ -294,14 +312,11 @@ class DispatcherImpl final : public Dispatcher {
     for (int group = 0; group < static_cast<int>(slots_.size()); ++group) {
       const Slot& slot = *slots_[static_cast<size_t>(group)];
       const std::lock_guard lock(slot.mutex);
-      const int live = slot.live.load();
-      // Published load counts other gateways' requests too, ours knows what was sent a moment ago.
-      const int busy = std::max(live, slot.load.running + slot.load.waiting);
-      if (!slot.connected || busy >= slot.info.max_num_seqs + slot.info.max_waiting) continue;
+      if (!has_room(slot)) continue;
       const double uncached = static_cast<double>(
           std::max<int64_t>(blocks.estimated_tokens - matched[static_cast<size_t>(group)] * kBlockTokens, 0));
       candidates.push_back({group == avoid || !slot.progressing(now_s, options_.step_stalled_s),
-                            uncached + busy * kLiveRequestTokens, live, group});
+                            uncached + busy(slot) * kLiveRequestTokens, slot.live.load(), group});
     }
     std::sort(candidates.begin(), candidates.end(),
               [](const auto& a, const auto& b) { return a.key() < b.key(); });
@@ -491,38 +506,41 @@ class DispatcherImpl final : public Dispatcher {
     }
     for (const engine::TokenOut& token : event.tokens) entry->request.resumed.push_back(token.token);
     const bool last = event.finish != FinishReason::none;
-    const bool empty = !last && !event.has_prompt && event.tokens.empty() && event.text.empty();
-    if (!empty) {
-      ++entry->events_delivered;
-      entry->text_bytes_delivered += static_cast<int64_t>(event.text.size());
-    }
     if (!last) {
+      const bool empty = !event.has_prompt && event.tokens.empty() && event.text.empty();
       if (!empty) entry->sink(std::move(event));
       return;
     }
+    // The group may go on with what has ended for us: an answer that no message can hold.
+    if (event.finish == FinishReason::error)
+      slots_[static_cast<size_t>(entry->group)]->client->cancel(entry->id);
     (event.finish == FinishReason::error ? counters_.failed : counters_.finished).fetch_add(1);
     {
       const std::lock_guard lock(retry_mutex_);
       retry_after_.finished(static_cast<int64_t>(entry->request.resumed.size()));
     }
-    const Sink sink = finish(*entry);
-    sink(std::move(event));
+    finish(*entry, std::move(event));
   }
 
-  // Takes the entry out; gives its sink for a last event. The entry's mutex is held.
-  Sink finish(JournalEntry& entry) {
+  // From now on nothing is done for the entry; gives its sink for a last event. The entry's mutex is held.
+  Sink end(JournalEntry& entry) {
     if (entry.state == State::placed) slots_[static_cast<size_t>(entry.group)]->live.fetch_sub(1);
     entry.state = State::done;
-    journal_.remove(entry.id);
     return std::exchange(entry.sink, nullptr);
+  }
+
+  // The entry's mutex is held. cancel() finds the entry until its sink has returned, and so waits for it.
+  void finish(JournalEntry& entry, GenerateEvent last) {
+    const Sink sink = end(entry);
+    sink(std::move(last));
+    journal_.remove(entry.id);
   }
 
   void fail_request(JournalEntry& entry, Status why) {
     const std::lock_guard lock(entry.mutex);
     if (entry.state == State::done) return;
     counters_.failed.fetch_add(1);
-    const Sink sink = finish(entry);
-    sink({.id = entry.id, .finish = FinishReason::error, .error = std::move(why)});
+    finish(entry, {.id = entry.id, .finish = FinishReason::error, .error = std::move(why)});
   }
 
   const DispatcherOptions options_;

@@ -40,7 +40,6 @@ struct JournalEntry {
   int group = -1;        // index of the group it is placed on
   int avoid_group = -1;  // refused or lost there just now: others first
   bool prompt_delivered = false;
-  int64_t events_delivered = 0, text_bytes_delivered = 0;
   int resumes = 0;            // times it lost its group
   int fruitless_resumes = 0;  // of these, in a row without a new token
   size_t tokens_when_placed = 0;

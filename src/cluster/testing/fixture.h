@@ -40,11 +40,10 @@ inline engine::EngineOptions small_engine() {
   return options;
 }
 
-inline std::unique_ptr<GroupServer> serve_fake(const std::string& address, uint32_t group = 0,
-                                               FakeEngine::Script script = {},
-                                               engine::EngineOptions engine_options = small_engine(),
-                                               size_t max_queued_bytes = 32 * kMiB,
-                                               uint64_t fingerprint = 42) {
+inline std::unique_ptr<GroupServer> serve_fake(
+    const std::string& address, uint32_t group = 0, FakeEngine::Script script = {},
+    engine::EngineOptions engine_options = small_engine(),
+    size_t max_queued_bytes = GroupServerOptions{}.max_queued_bytes, uint64_t fingerprint = 42) {
   auto server =
       GroupServer::start({.address = address,
                           .id = GroupId(group),
