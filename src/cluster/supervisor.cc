@@ -16,7 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <mutex>
-#include <optional>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -135,8 +135,12 @@ class SupervisorImpl final : public Supervisor {
     uint64_t requested = 0;
     if (::read(stop_event_, &requested, sizeof requested) == sizeof requested) ++stops;
     const std::lock_guard lock(mutex_);
-    // A closing terminal sends SIGHUP twice (the kernel's and the shell's): that is no person in a hurry.
-    if (hung_up && stops == 0 && !stopping_) stops = 1;
+    // A closing terminal sends SIGHUP twice (the kernel's and the shell's), and the end of its session
+    // SIGTERM besides: that is no person in a hurry.
+    if (hung_up && stops == 0 && !stopping_) {
+      stop_or_kill();
+      hung_up_ = true;
+    }
     for (int i = 0; i < stops; ++i) stop_or_kill();
   }
 
@@ -146,6 +150,10 @@ class SupervisorImpl final : public Supervisor {
     if (!stopping_) {
       log(LogLevel::info, "cluster", "stopping; once more to stop at once");
       begin_stop(0);
+      return;
+    }
+    if (std::exchange(hung_up_, false)) {
+      log(LogLevel::info, "cluster", "stopping since the terminal was closed; once more to stop at once");
       return;
     }
     log(LogLevel::warn, "cluster", "stopping at once");
@@ -301,6 +309,7 @@ class SupervisorImpl final : public Supervisor {
   mutable std::mutex mutex_;  // guards all below
   std::vector<Child> children_;
   bool stopping_ = false, hurried_ = false;
+  bool hung_up_ = false;  // stopping since SIGHUP, and nothing else has asked for it yet
   int exit_status_ = 0;
 };
 

@@ -8,8 +8,9 @@
 //
 // SIGTERM, SIGINT or (unless ignored, as under nohup) SIGHUP: children with the lowest stop_rank get SIGTERM
 // and may drain, meanwhile the others are kept alive; then the next rank. A second SIGTERM or SIGINT kills
-// everything at once; SIGHUP never does, since a closing terminal sends more than one. Children run in
-// process groups of their own, so that Ctrl-C at a terminal reaches the supervisor alone.
+// everything at once; SIGHUP never does, and is not the first of two: a closing terminal sends more than one,
+// and the end of its session SIGTERM besides. Children run in process groups of their own, so that Ctrl-C at
+// a terminal reaches the supervisor alone.
 //
 // A child that exits with kExitConfiguration ends everything: starting it again would not help.
 #pragma once
@@ -55,8 +56,8 @@ class Supervisor {
 
   // Starts the children and keeps them until a signal, request_stop() or a permanent failure; returns when
   // all have ended: 0 after an orderly stop, kExitConfiguration after a child's, 1 if a drain had to be cut
-  // short. Blocks SIGTERM, SIGINT and SIGCHLD in the calling thread and takes them from there: call it before
-  // other threads exist.
+  // short. Blocks SIGTERM, SIGINT, SIGCHLD and (unless ignored) SIGHUP in the calling thread and takes them
+  // from there: call it before other threads exist.
   virtual int run() = 0;
   virtual void request_stop() = 0;  // from any thread, as SIGTERM would
 

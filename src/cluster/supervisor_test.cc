@@ -303,6 +303,23 @@ TEST(Supervisor, AClosedTerminalStopsItUnlessToldOtherwise) {
   }
 }
 
+// A session that ends closes its terminals and then ends its processes: nobody has asked twice.
+TEST(Supervisor, ASigtermAfterAClosedTerminalIsTheFirst) {
+  TemporaryFolder folder;
+  const std::string log = folder.file("log");
+  SupervisorProcess process(
+      shell("child", "trap 'sleep 0.3; echo drained >> " + log + "; exit 0' TERM; echo up > " + log +
+                         "; while true; do sleep 0.02; done"),
+      quick());
+  ASSERT_TRUE(eventually([&] { return lines(log) == 1; }));
+  for (const int signal : {SIGHUP, SIGTERM}) {
+    ::kill(process.pid(), signal);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  EXPECT_EQ(process.wait(), 0);
+  EXPECT_EQ(content(log), "up\ndrained\n");
+}
+
 TEST(Supervisor, ChildrenDoNotOutliveAKilledSupervisor) {
   TemporaryFolder folder;
   const std::string log = folder.file("log");
