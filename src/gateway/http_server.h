@@ -26,7 +26,7 @@ struct ServedModel {               // what the HTTP side must know of the model;
   std::shared_ptr<const model::ChatTemplate> chat_template;  // null: chat is refused with a clear 400
   engine::ReasoningFormat reasoning;  // how the model marks its thought; unused: chat replies are all content
   CallHistory call_history;           // how the chat template tells earlier tool calls
-  std::string fingerprint;                                   // system_fingerprint
+  std::string fingerprint;            // system_fingerprint
 };
 
 struct HttpOptions {

@@ -1,8 +1,8 @@
 #include "gateway/prefix_map.h"
-#include "gateway/boot_total.h"
 
 #include <gtest/gtest.h>
 
+#include "gateway/boot_total.h"
 #include "gateway/retry_after.h"
 
 namespace millrace::gateway {
@@ -66,7 +66,7 @@ TEST(RetryAfter, FollowsTheMeasuredRate) {
   double now_s = 100;
   for (int i = 0; i < 600; ++i) retry.observe(now_s += 0.1, 100);  // 1,000 tokens/s
   EXPECT_NEAR(retry.tokens_per_s(), 1000, 1);
-  for (int i = 0; i < 200; ++i) retry.finished(4000);                        // so 4 s a reply
+  for (int i = 0; i < 200; ++i) retry.finished(4000);  // so 4 s a reply
   EXPECT_NEAR(retry.promise(now_s), 4, 0.1);
   EXPECT_NEAR(retry.promise(now_s), 8, 0.2);  // the next caller gets the next place
   EXPECT_NEAR(retry.promise(now_s + 8), 4, 0.1);

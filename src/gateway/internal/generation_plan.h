@@ -27,7 +27,7 @@ struct GenerationPlan {
   bool include_reasoning = true;          // chat: false drops the thought from the reply
   bool drop_reply = false;                // max_tokens 0: only the prompt (with its logprobs) is wanted
   std::vector<std::string> prompt_texts;  // one per prompt, with echo
-  size_t prompt_bytes = 0;                        // of all requests' prompts
+  size_t prompt_bytes = 0;                // of all requests' prompts
   std::vector<engine::GenerateRequest> requests;  // prompt-major: choice index = prompt * n + i
 };
 

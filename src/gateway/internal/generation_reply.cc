@@ -354,9 +354,9 @@ void GenerationReply::count_reasoning(Choice& choice, std::span<const engine::To
   }
 }
 
-// What of an event's new text is thought and what is answer; text is consumed. A thought that the reply leaves out keeps its
-// tokens in logprobs, as in vLLM's whole replies: they were generated and are counted. (vLLM's streams drop them with the
-// chunk; here streamed equals whole.)
+// What of an event's new text is thought and what is answer; text is consumed. A thought that the reply
+// leaves out keeps its tokens in logprobs, as in vLLM's whole replies: they were generated and are counted.
+// (vLLM's streams drop them with the chunk; here streamed equals whole.)
 engine::ReplyParts GenerationReply::split(Choice& choice, std::string& text) const {
   engine::ReplyParts parts;
   if (!choice.thought) {

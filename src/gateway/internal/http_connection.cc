@@ -83,8 +83,9 @@ std::optional<HttpResponse> take_header(const RequestParser& parser, HttpRequest
   request.id = request_id_of(request.header("x-request-id"));
   request.received_ns = monotonic_ns();
   request.has_body = parser.chunked() || parser.content_length().value_or(0) > 0;
-  // Beast takes a request with an encoding that it does not know for one without a body. A proxy that knows it sees
-  // another end of the request than we do, and what lies between is somebody's smuggled request (RFC 9112, 6.1).
+  // Beast takes a request with an encoding that it does not know for one without a body. A proxy that knows
+  // it sees another end of the request than we do, and what lies between is somebody's smuggled request (RFC
+  // 9112, 6.1).
   if (coded)
     return error_response(501, "The only Transfer-Encoding that is understood here is 'chunked', in HTTP/1.1",
                           "transfer_encoding_not_supported");
@@ -249,7 +250,8 @@ asio::awaitable<bool> Connection::read_body(RequestParser& parser, BodyAccount& 
     if (gone_) co_return false;
   }
   arm(shared_.options.body_timeout_s);
-  parser.eager(true);  // as many small chunks at a time as have come: cutting each off in_ would move all the rest
+  // As many small chunks at a time as have come: cutting each off in_ would move all the rest.
+  parser.eager(true);
   while (!parser.is_done()) {
     error_code error;
     if (!in_.empty()) {

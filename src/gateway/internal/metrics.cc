@@ -62,96 +62,10 @@ class PrometheusMetrics final : public Metrics {
  public:
   PrometheusMetrics(std::string model_name, bool vllm_names)
       : model_name_(std::move(model_name)), vllm_(vllm_names) {
-    http_requests_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_http_requests_total",
-                                     "HTTP requests answered, by route, method and status");
-    http_refusals_ =
-        family<Counter>(registry_, prometheus::BuildCounter(), "millrace_http_refusals_total",
-                        "Connections and requests refused or dropped by the HTTP front, by reason");
-    generation_refusals_ =
-        family<Counter>(registry_, prometheus::BuildCounter(), "millrace_generation_refusals_total",
-                        "Requests that no group took, by status code");
-    connections_ = gauge("millrace_http_connections", "", "Open client connections").ours;
-    in_flight_ =
-        gauge("millrace_generations_in_flight", "", "Choices being generated, seen from the gateway").ours;
-    prompt_tokens_ =
-        counter("millrace_prompt_tokens_total", "vllm:prompt_tokens_total", "Prompt tokens processed");
-    generation_tokens_ =
-        counter("millrace_generation_tokens_total", "vllm:generation_tokens_total", "Tokens generated");
-    cache_queries_ = counter("millrace_prefix_cache_queries_total", "vllm:prefix_cache_queries_total",
-                             "Prompt tokens looked up in the prefix cache");
-    cache_hits_ = counter("millrace_prefix_cache_hits_total", "vllm:prefix_cache_hits_total",
-                          "Prompt tokens found in the prefix cache");
-    preemptions_ = counter("millrace_preemptions_total", "vllm:num_preemptions_total",
-                           "Sequences that lost their pages for a while");
-    drafts_ = counter("millrace_spec_decode_drafts_total", "vllm:spec_decode_num_drafts_total",
-                      "Times that a sequence's next tokens were guessed (MTP)");
-    draft_tokens_ = counter("millrace_spec_decode_draft_tokens_total",
-                            "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed");
-    accepted_tokens_ =
-        counter("millrace_spec_decode_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
-                "Tokens guessed right, which saved a step");
-    accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
-                                         "millrace_spec_decode_accepted_tokens_by_position_total",
-                                         "Tokens guessed right, by place after the last token");
-    if (vllm_)
-      vllm_accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
-                                                "vllm:spec_decode_num_accepted_tokens_per_pos_total",
-                                                "Tokens guessed right, by place after the last token");
-    running_ =
-        gauge("millrace_requests_running", "vllm:num_requests_running", "Sequences in the running batch");
-    waiting_ = gauge("millrace_requests_waiting", "vllm:num_requests_waiting", "Sequences waiting for room");
-    kv_usage_ = gauge("millrace_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc",
-                      "Part of the KV pages in use, 0 to 1 (mean over groups)");
-    ttft_ = histogram("millrace_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",
-                      "From the request's header to its first token", kLatencyBuckets);
-    itl_ = histogram("millrace_inter_token_latency_seconds", "vllm:inter_token_latency_seconds",
-                     "Between consecutive tokens of a choice", kTokenBuckets);
-    tpot_ = histogram("", "vllm:time_per_output_token_seconds", "Old name of inter_token_latency_seconds",
-                      kTokenBuckets);
-    e2e_ = histogram("millrace_e2e_request_latency_seconds", "vllm:e2e_request_latency_seconds",
-                     "From the request's header to the end of a choice", kLatencyBuckets);
-    queue_ = histogram("millrace_request_queue_time_seconds", "vllm:request_queue_time_seconds",
-                       "Waiting for a group, and in its queue until the first step that computes the request",
-                       kLatencyBuckets);
-    prefill_ = histogram("millrace_request_prefill_time_seconds", "vllm:request_prefill_time_seconds",
-                         "From there to the first token", kLatencyBuckets);
-    decode_ = histogram("millrace_request_decode_time_seconds", "vllm:request_decode_time_seconds",
-                        "From the first token to the last", kLatencyBuckets);
-    prompt_size_ = histogram("millrace_request_prompt_tokens", "vllm:request_prompt_tokens",
-                             "Prompt tokens of a request", kCountBuckets);
-    generation_size_ = histogram("millrace_request_generation_tokens", "vllm:request_generation_tokens",
-                                 "Tokens generated for a choice", kCountBuckets);
-    success_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_request_finished_total",
-                               "Choices finished, by reason");
-    if (vllm_)
-      vllm_success_ = family<Counter>(registry_, prometheus::BuildCounter(), "vllm:request_success_total",
-                                      "Choices finished, by reason");
-    group_up_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_up",
-                              "1 if the group is connected and progressing");
-    group_restarts_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_restarts",
-                                    "Times the group was started again");
-    group_steps_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_steps",
-                                 "Steps the group has finished since start");
-    group_running_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_running",
-                                   "Sequences running in the group");
-    group_waiting_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_waiting",
-                                   "Sequences waiting in the group");
-    group_kv_free_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_kv_pages_free",
-                                   "KV pages free in the group");
-    group_kv_total_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_kv_pages",
-                                    "KV pages of the group");
-    expert_imbalance_ =
-        family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_expert_imbalance",
-                      "Rows of a layer's busiest expert over the mean of its experts, since "
-                      "the group's start, by layer. In the last layer only rows that go on to "
-                      "the head count");
-    expert_rows_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_expert_rows_total",
-                                   "Rows computed by a layer's experts, once for each expert that a row "
-                                   "picked, by layer. In the last layer "
-                                   "only rows that go on to the head count");
-    expert_busiest_rows_ = family<Counter>(
-        registry_, prometheus::BuildCounter(), "millrace_expert_busiest_rows_total",
-        "Of millrace_expert_rows_total, those of the expert that has computed most since the group's start");
+    register_http();
+    register_tokens();
+    register_latencies();
+    register_groups();
   }
 
   void http_request(std::string_view route, std::string_view method, int status) override {
@@ -211,6 +125,108 @@ class PrometheusMetrics final : public Metrics {
   }
 
  private:
+  void register_http() {
+    http_requests_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_http_requests_total",
+                                     "HTTP requests answered, by route, method and status");
+    http_refusals_ =
+        family<Counter>(registry_, prometheus::BuildCounter(), "millrace_http_refusals_total",
+                        "Connections and requests refused or dropped by the HTTP front, by reason");
+    generation_refusals_ =
+        family<Counter>(registry_, prometheus::BuildCounter(), "millrace_generation_refusals_total",
+                        "Requests that no group took, by status code");
+    connections_ = gauge("millrace_http_connections", "", "Open client connections").ours;
+    in_flight_ =
+        gauge("millrace_generations_in_flight", "", "Choices being generated, seen from the gateway").ours;
+  }
+
+  void register_tokens() {
+    prompt_tokens_ =
+        counter("millrace_prompt_tokens_total", "vllm:prompt_tokens_total", "Prompt tokens processed");
+    generation_tokens_ =
+        counter("millrace_generation_tokens_total", "vllm:generation_tokens_total", "Tokens generated");
+    cache_queries_ = counter("millrace_prefix_cache_queries_total", "vllm:prefix_cache_queries_total",
+                             "Prompt tokens looked up in the prefix cache");
+    cache_hits_ = counter("millrace_prefix_cache_hits_total", "vllm:prefix_cache_hits_total",
+                          "Prompt tokens found in the prefix cache");
+    preemptions_ = counter("millrace_preemptions_total", "vllm:num_preemptions_total",
+                           "Sequences that lost their pages for a while");
+    drafts_ = counter("millrace_spec_decode_drafts_total", "vllm:spec_decode_num_drafts_total",
+                      "Times that a sequence's next tokens were guessed (MTP)");
+    draft_tokens_ = counter("millrace_spec_decode_draft_tokens_total",
+                            "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed");
+    accepted_tokens_ =
+        counter("millrace_spec_decode_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
+                "Tokens guessed right, which saved a step");
+    accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
+                                         "millrace_spec_decode_accepted_tokens_by_position_total",
+                                         "Tokens guessed right, by place after the last token");
+    if (vllm_)
+      vllm_accepted_by_place_ = family<Counter>(registry_, prometheus::BuildCounter(),
+                                                "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+                                                "Tokens guessed right, by place after the last token");
+    running_ =
+        gauge("millrace_requests_running", "vllm:num_requests_running", "Sequences in the running batch");
+    waiting_ = gauge("millrace_requests_waiting", "vllm:num_requests_waiting", "Sequences waiting for room");
+    kv_usage_ = gauge("millrace_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc",
+                      "Part of the KV pages in use, 0 to 1 (mean over groups)");
+  }
+
+  void register_latencies() {
+    ttft_ = histogram("millrace_time_to_first_token_seconds", "vllm:time_to_first_token_seconds",
+                      "From the request's header to its first token", kLatencyBuckets);
+    itl_ = histogram("millrace_inter_token_latency_seconds", "vllm:inter_token_latency_seconds",
+                     "Between consecutive tokens of a choice", kTokenBuckets);
+    tpot_ = histogram("", "vllm:time_per_output_token_seconds", "Old name of inter_token_latency_seconds",
+                      kTokenBuckets);
+    e2e_ = histogram("millrace_e2e_request_latency_seconds", "vllm:e2e_request_latency_seconds",
+                     "From the request's header to the end of a choice", kLatencyBuckets);
+    queue_ = histogram("millrace_request_queue_time_seconds", "vllm:request_queue_time_seconds",
+                       "Waiting for a group, and in its queue until the first step that computes the request",
+                       kLatencyBuckets);
+    prefill_ = histogram("millrace_request_prefill_time_seconds", "vllm:request_prefill_time_seconds",
+                         "From there to the first token", kLatencyBuckets);
+    decode_ = histogram("millrace_request_decode_time_seconds", "vllm:request_decode_time_seconds",
+                        "From the first token to the last", kLatencyBuckets);
+    prompt_size_ = histogram("millrace_request_prompt_tokens", "vllm:request_prompt_tokens",
+                             "Prompt tokens of a request", kCountBuckets);
+    generation_size_ = histogram("millrace_request_generation_tokens", "vllm:request_generation_tokens",
+                                 "Tokens generated for a choice", kCountBuckets);
+    success_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_request_finished_total",
+                               "Choices finished, by reason");
+    if (vllm_)
+      vllm_success_ = family<Counter>(registry_, prometheus::BuildCounter(), "vllm:request_success_total",
+                                      "Choices finished, by reason");
+  }
+
+  void register_groups() {
+    group_up_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_up",
+                              "1 if the group is connected and progressing");
+    group_restarts_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_restarts",
+                                    "Times the group was started again");
+    group_steps_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_steps",
+                                 "Steps the group has finished since start");
+    group_running_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_running",
+                                   "Sequences running in the group");
+    group_waiting_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_waiting",
+                                   "Sequences waiting in the group");
+    group_kv_free_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_kv_pages_free",
+                                   "KV pages free in the group");
+    group_kv_total_ = family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_group_kv_pages",
+                                    "KV pages of the group");
+    expert_imbalance_ =
+        family<Gauge>(registry_, prometheus::BuildGauge(), "millrace_expert_imbalance",
+                      "Rows of a layer's busiest expert over the mean of its experts, since "
+                      "the group's start, by layer. In the last layer only rows that go on to "
+                      "the head count");
+    expert_rows_ = family<Counter>(registry_, prometheus::BuildCounter(), "millrace_expert_rows_total",
+                                   "Rows computed by a layer's experts, once for each expert that a row "
+                                   "picked, by layer. In the last layer "
+                                   "only rows that go on to the head count");
+    expert_busiest_rows_ = family<Counter>(
+        registry_, prometheus::BuildCounter(), "millrace_expert_busiest_rows_total",
+        "Of millrace_expert_rows_total, those of the expert that has computed most since the group's start");
+  }
+
   template <class T, class Builder, class... Args>
   Both<T> both(const Builder& builder, const char* ours, const char* vllm, const char* help,
                const Args&... args) {

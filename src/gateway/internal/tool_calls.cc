@@ -131,25 +131,25 @@ std::optional<ToolCall> from_separated(const ToolCallSyntax& syntax, std::string
   return call;
 }
 
-// The schema of a tool's parameter, or null.
-const json::value* schema_of(const json::value* tools, std::string_view tool, std::string_view parameter) {
-  const auto member = [](const json::value* value, std::string_view key) {
-    return value != nullptr && value->is_object() ? value->get_object().if_contains(key) : nullptr;
-  };
+const json::value* member(const json::value* value, std::string_view key) {
+  return value != nullptr && value->is_object() ? value->get_object().if_contains(key) : nullptr;
+}
+
+// The schemas of a tool's parameters by name, or null.
+const json::value* parameters_of(const json::value* tools, std::string_view tool) {
   if (tools == nullptr || !tools->is_array()) return nullptr;
   for (const json::value& each : tools->get_array()) {
     const json::value* function = member(&each, "function");
     const json::value* name = member(function, "name");
     if (name == nullptr || !name->is_string() || name->get_string() != tool) continue;
-    return member(member(member(function, "parameters"), "properties"), parameter);
+    return member(member(function, "parameters"), "properties");
   }
   return nullptr;
 }
 
 // Is text of this parameter a string, whatever it looks like?
 bool is_text(const json::value* schema) {
-  if (schema == nullptr || !schema->is_object()) return true;
-  const json::value* type = schema->get_object().if_contains("type");
+  const json::value* type = member(schema, "type");
   if (type == nullptr) return true;
   if (type->is_string()) return type->get_string() == "string";
   if (!type->is_array()) return true;
@@ -186,6 +186,7 @@ std::optional<ToolCall> from_tagged(std::string_view text, const json::value* to
   const auto name = take_name(rest, kFunction);
   if (!name || trimmed(*name).empty()) return std::nullopt;
   ToolCall call{.name = std::string(trimmed(*name)), .arguments = "{"};
+  const json::value* parameters = parameters_of(tools, call.name);  // once: there may be many of both
   while (skip_blank(rest), !rest.starts_with(kFunctionEnd)) {
     const auto key = take_name(rest, kParameter);
     if (!key) return std::nullopt;
@@ -201,8 +202,7 @@ std::optional<ToolCall> from_tagged(std::string_view text, const json::value* to
     if (value.starts_with('\n')) value.remove_prefix(1);
     if (value.ends_with('\n')) value.remove_suffix(1);
     if (call.arguments.size() > 1) call.arguments += ", ";
-    call.arguments +=
-        json::serialize(json::string(*key)) + ": " + json_of(value, schema_of(tools, call.name, *key));
+    call.arguments += json::serialize(json::string(*key)) + ": " + json_of(value, member(parameters, *key));
     rest.remove_prefix(end + kParameterEnd.size());
   }
   call.arguments += '}';

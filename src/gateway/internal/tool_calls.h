@@ -44,9 +44,9 @@ struct ToolReply {
 // marker of the section may be missing: DeepSeek's first templates tell a single call without it, and models
 // say what they were told.
 //
-// `tools` are the request's, as OpenAI spells them, or null. Tagged parameters are texts; a tool's schema
-// says which of them are JSON: those not of type string, if they are. Others, and all of an unknown tool, are
-// strings.
+// `tools` are the request's, as OpenAI spells them, or null. Tagged parameters are texts. Where the tool's
+// schema names a type other than string, a text that is JSON (or a constant as Python spells it) is taken as
+// that; all others, and all of an unknown tool, are strings.
 ToolReply parse_tool_calls(const ToolCallSyntax& syntax, std::string_view text,
                            const boost::json::value* tools = nullptr);
 
