@@ -515,7 +515,7 @@ class DispatcherImpl final : public Dispatcher {
     if (event.finish == FinishReason::error)
       slots_[static_cast<size_t>(entry->group)]->client->cancel(entry->id);
     (event.finish == FinishReason::error ? counters_.failed : counters_.finished).fetch_add(1);
-    {
+    if (event.finish != FinishReason::error) {
       const std::lock_guard lock(retry_mutex_);
       retry_after_.finished(static_cast<int64_t>(entry->request.resumed.size()));
     }

@@ -283,6 +283,32 @@ TEST_F(DispatcherTest, OnlyWhatIsMadeNowCountsAsRate) {
   }
 }
 
+// Refused requests free a place at once and say nothing of how long replies are.
+TEST_F(DispatcherTest, RefusalsByAGroupShortenNoPromise) {
+  serve(0);
+  DispatcherOptions options;
+  options.max_queued = 0;
+  connect(1, options);
+  std::vector<Stream> streams;
+  for (uint64_t seed = 1; seed <= 8; ++seed) streams.push_back(start(seed, 500));
+  for (const Stream& stream : streams) expect_undisturbed(stream);
+  EXPECT_TRUE(eventually([&] { return dispatcher_->stats().tokens_per_s > 10; }));
+  for (uint64_t seed = 1; seed <= 200; ++seed) {
+    const Stream refused = start(seed, 0);  // the engine's error
+    ASSERT_TRUE(refused.got->wait_finish());
+    ASSERT_EQ(refused.got->error().code, Code::invalid_argument);
+    ASSERT_TRUE(eventually([&] { return dispatcher_->stats().live == 0; }));
+  }
+  for (uint64_t seed = 1; seed <= 8; ++seed) ASSERT_TRUE(start(seed, 1000000).id);
+  double last_s = 0;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    const Stream refused = start(seed, 5);
+    ASSERT_FALSE(refused.id);
+    last_s = refused.id.error().retry_after_s;
+  }
+  EXPECT_GT(last_s, 2);  // the twentieth in line for replies of hundreds of tokens
+}
+
 // The group cuts a gateway off that leaves too much unread. It lives on, and so do its totals.
 TEST_F(DispatcherTest, ALostConnectionTakesNothingFromAGroupsTotals) {
   FakeEngine::Script script;

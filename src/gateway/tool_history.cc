@@ -56,7 +56,10 @@ void fit_call_history(const CallHistory& history, json::array& messages) {
       json::value* arguments =
           function && function->is_object() ? function->get_object().if_contains("arguments") : nullptr;
       if (arguments == nullptr || !arguments->is_string()) continue;
-      if (auto object = parse_json(std::string_view(arguments->get_string())); object && object->is_object())
+      const std::string_view told = arguments->get_string();
+      if (told.find_first_not_of(" \t\r\n") == told.npos)
+        *arguments = json::object();  // a call without any
+      else if (auto object = parse_json(told); object && object->is_object())
         *arguments = std::move(*object);
     }
   }

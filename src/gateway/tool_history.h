@@ -19,7 +19,8 @@ struct CallHistory {
 // would write as a word.
 CallHistory call_history_of(const model::ChatTemplate& chat_template);
 
-// Messages with tool calls as the template wants them. Arguments that are no object in text stay as they are.
+// Messages with tool calls as the template wants them. Where that is objects, blank text is an empty one;
+// other text that holds no object stays as it is.
 void fit_call_history(const CallHistory& history, boost::json::array& messages);
 
 }  // namespace millrace::gateway

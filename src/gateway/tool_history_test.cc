@@ -41,7 +41,8 @@ TEST(CallHistory, IsWhatShowsTheArguments) {
 TEST(CallHistory, FitsMessages) {
   const std::string_view given = R"([{"role": "user", "content": "q"},
     {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}},
-                                         {"function": {"name": "g", "arguments": "no JSON"}}, 7, {"function": null}]},
+                                         {"function": {"name": "g", "arguments": "no JSON"}}, 7, {"function": null},
+                                         {"function": {"name": "h", "arguments": " "}}]},
     {"role": "assistant", "content": "", "tool_calls": []}, 5,
     {"role": "assistant", "content": "words", "tool_calls": [{"function": {"name": "f", "arguments": {"b": 2}}}]}])";
   json::array messages = parse_json(given)->as_array();
@@ -49,6 +50,8 @@ TEST(CallHistory, FitsMessages) {
   EXPECT_EQ(messages[1].at("content"), "");
   EXPECT_EQ(messages[1].at("tool_calls").at(0).at("function").at("arguments"), (json::object{{"a", 1}}));
   EXPECT_EQ(messages[1].at("tool_calls").at(1).at("function").at("arguments"), "no JSON");
+  EXPECT_EQ(messages[1].at("tool_calls").at(4).at("function").at("arguments"), json::object())
+      << "none, as vLLM reads it";
   EXPECT_EQ(messages[2].at("content"), "") << "no calls: nothing to fit";
   EXPECT_EQ(messages[4].at("content"), "words");
   EXPECT_EQ(messages[4].at("tool_calls").at(0).at("function").at("arguments"), (json::object{{"b", 2}}));
