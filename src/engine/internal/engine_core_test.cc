@@ -243,6 +243,26 @@ TEST(EngineCore, RightGuessesSaveSteps) {
   EXPECT_GT(rig.core.load().drafts[0].proposed, load.drafts[0].proposed + 15);
 }
 
+// Guesses run in rows that nobody else wants: a prompt that waits is not held back by others' guesses.
+TEST(EngineCore, GuessesLeaveRowsToThoseWhoWait) {
+  std::mt19937 random(8);
+  Rig rig(64, {.max_sequences = 4, .max_rows = 8, .max_draft_rows = 16}, 512, 3);
+  const auto add = [&](uint64_t id, size_t prompt) {
+    auto request = request_of(id, random_tokens(random, prompt), 200);
+    request.stop.ignore_eos = true;
+    rig.add(request);
+  };
+  add(1, 4);
+  add(2, 4);
+  for (int i = 0; i < 4; ++i) rig.step();
+  EXPECT_GT(rig.core.load().drafts.size(), 0u);
+  add(3, 30);
+  // Six rows are left beside the two: five steps for the prompt.
+  for (int i = 0; i < 5; ++i) rig.step();
+  EXPECT_EQ(rig.replies[3].tokens.size(), 1u);
+  rig.run();
+}
+
 // Where each row costs as much as the first, nothing is guessed, and the model keeps no state for it.
 TEST(EngineCore, DoesNotGuessWhereItDoesNotPay) {
   std::mt19937 random(3);

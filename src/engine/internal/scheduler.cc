@@ -24,11 +24,11 @@ std::span<const ScheduledRows> Scheduler::plan() {
   plan_.clear();
   rows_left_ = limits_.max_rows;
   prompt_logit_rows_left_ = limits_.max_prompt_logit_rows;
-  draft_rows_left_ = limits_.max_draft_rows;
   preempted_ = false;
   plan_running(true);
   plan_running(false);
   plan_waiting();
+  plan_guesses();
   return plan_;
 }
 
@@ -38,10 +38,9 @@ int64_t Scheduler::rows_for(const Sequence& sequence) const {
   return rows;
 }
 
-void Scheduler::schedule(Sequence& sequence, int64_t rows, int64_t drafts) {
-  plan_.push_back({&sequence, static_cast<int>(rows + drafts), static_cast<int>(drafts)});
-  rows_left_ -= rows + drafts;
-  draft_rows_left_ -= drafts;
+void Scheduler::schedule(Sequence& sequence, int64_t rows) {
+  plan_.push_back({&sequence, static_cast<int>(rows)});
+  rows_left_ -= rows;
   if (sequence.wants_prompt_logprobs()) prompt_logit_rows_left_ -= rows;
 }
 
@@ -51,28 +50,36 @@ void Scheduler::plan_running(bool decodes) {
     Sequence& sequence = *running_[i];
     if ((sequence.pending() == 1) != decodes) continue;
     const int64_t rows = rows_for(sequence);
-    if (rows > 0 && take_pages(sequence, sequence.computed + rows))
-      schedule(sequence, rows,
-               decodes ? drafts_for(sequence, std::ssize(running_) - static_cast<int64_t>(i)) : 0);
+    if (rows > 0 && take_pages(sequence, sequence.computed + rows)) schedule(sequence, rows);
   }
 }
 
-// How many of its guesses run, `rows_kept` rows kept for it and those after it. Guesses take pages only where
-// some are free, one of them ahead for guesses after these.
-int64_t Scheduler::drafts_for(Sequence& sequence, int64_t rows_kept) {
-  int64_t drafts =
-      std::clamp<int64_t>(std::min(rows_left_ - rows_kept, draft_rows_left_), 0, std::ssize(sequence.drafts));
-  if (sequence.drafting || drafts > 0) {
-    const int64_t wanted = Sequence::pages_for(sequence.computed + 1 + drafts + kMaxDrafts);
-    while (std::ssize(sequence.pages) < wanted && pool_.pages_free() > running()) {
-      const int32_t page = pool_.allocate();
-      if (page < 0) break;
-      sequence.pages.push_back(page);
+// Guesses take pages only where some are free, one of them ahead for guesses after these.
+void Scheduler::plan_guesses() {
+  int64_t draft_rows_left = limits_.max_draft_rows;
+  const bool prompts =
+      std::ranges::any_of(plan_, [](const ScheduledRows& planned) { return planned.rows > 1; });
+  for (ScheduledRows& planned : plan_) {
+    Sequence& sequence = *planned.sequence;
+    if (sequence.pending() != 1) continue;
+    const int64_t made = std::ssize(sequence.drafts);
+    int64_t drafts = std::min({made, rows_left_, draft_rows_left});
+    if (prompts && rows_left_ < made) sequence.draft_passes = 0;  // a prompt in the way says nothing of them
+    if (sequence.drafting || drafts > 0) {
+      const int64_t wanted = Sequence::pages_for(sequence.computed + 1 + drafts + kMaxDrafts);
+      while (std::ssize(sequence.pages) < wanted && pool_.pages_free() > running()) {
+        const int32_t page = pool_.allocate();
+        if (page < 0) break;
+        sequence.pages.push_back(page);
+      }
     }
+    drafts = std::min(drafts, std::ssize(sequence.pages) * kernels::kPageTokens - sequence.computed - 1);
+    sequence.drafts.resize(static_cast<size_t>(drafts));
+    planned.drafts = static_cast<int>(drafts);
+    planned.rows += planned.drafts;
+    rows_left_ -= drafts;
+    draft_rows_left -= drafts;
   }
-  drafts = std::min(drafts, std::ssize(sequence.pages) * kernels::kPageTokens - sequence.computed - 1);
-  sequence.drafts.resize(static_cast<size_t>(drafts));
-  return drafts;
 }
 
 // Pages for the first `tokens` tokens; false if the sequence itself had to give way.
@@ -94,7 +101,6 @@ void Scheduler::preempt(Sequence& sequence) {
   if (const auto planned = std::ranges::find(plan_, &sequence, &ScheduledRows::sequence);
       planned != plan_.end()) {
     rows_left_ += planned->rows;
-    draft_rows_left_ += planned->drafts;
     if (sequence.wants_prompt_logprobs()) prompt_logit_rows_left_ += planned->rows;
     plan_.erase(planned);
   }

@@ -4,11 +4,11 @@
 //   2. Running sequences whose prompt is not through get chunks from what is left of max_rows.
 //   3. Waiting sequences are admitted in order while seats, rows and pages last. None overtakes another of
 //   its priority.
+//   4. Guesses of those that make tokens run with their rows where rows and free pages are left over: they
+//   make nobody wait.
 // When a running sequence needs a page and none is free, the last in order loses its pages and waits again,
 // with its tokens; it is computed again later and gets the same bits. A waiting sequence also takes the seat
 // or the pages of a running one whose priority number is strictly higher.
-//
-// A sequence's guesses run with its row where rows and free pages are left over; they make nobody wait.
 //
 // Progress: the first in order can always get its pages (no sequence is longer than the pool) and at least
 // one row. Not thread-safe: owned by the step thread. Sequences are owned by the caller.
@@ -62,11 +62,11 @@ class Scheduler {
   };
   void plan_running(bool decodes);
   void plan_waiting();
+  void plan_guesses();
   bool admit(Sequence& sequence);
   bool take_pages(Sequence& sequence, int64_t tokens);
   void preempt(Sequence& sequence);
-  void schedule(Sequence& sequence, int64_t rows, int64_t drafts = 0);
-  int64_t drafts_for(Sequence& sequence, int64_t rows_kept);
+  void schedule(Sequence& sequence, int64_t rows);
   int64_t promised_pages() const;
   int64_t rows_for(const Sequence& sequence) const;
 
@@ -75,7 +75,7 @@ class Scheduler {
   std::set<Sequence*, Before> waiting_;
   std::vector<Sequence*> running_;  // in order
   std::vector<ScheduledRows> plan_;
-  int64_t rows_left_ = 0, prompt_logit_rows_left_ = 0, draft_rows_left_ = 0;
+  int64_t rows_left_ = 0, prompt_logit_rows_left_ = 0;
   bool preempted_ = false;  // in this plan
   uint64_t preemptions_ = 0, admissions_ = 0, cached_tokens_ = 0;
 };

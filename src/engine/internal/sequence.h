@@ -33,7 +33,7 @@ struct Sequence {
   int64_t draft_from = -1, draft_done = 0;
   bool drafting = false;   // guesses after this step
   double draft_reach = 1;  // the chance that its guesses so far are all right
-  int draft_passes = 0;    // of the MTP layer, for the guesses that run next
+  int draft_passes = 0;    // of the MTP layer, for the guesses that run next; 0: nothing to learn from them
   int undrafted = 0;       // steps since it was found not to pay
   DraftGain draft_gain;
 
