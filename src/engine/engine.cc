@@ -174,6 +174,7 @@ class EngineImpl final : public Engine {
                                               {.max_rows = executor_->max_rows(),
                                                .max_sequences = options_.max_num_seqs,
                                                .max_logit_rows = executor_->max_logit_rows()}));
+    executor_->forget_expert_tokens();  // nobody asked for those
   }
 
   void step_loop() {

@@ -357,6 +357,17 @@ TEST(Engine, LoadTellsHowExpertsAreUsed) {
   engine.wait(2, 2);
 }
 
+// What guesses cost is measured on made-up tokens when the engine starts; they are nobody's.
+TEST(Engine, ExpertsAreNotCountedWhereNobodyAsked) {
+  auto sizes = testing::tiny_deepseek();
+  sizes.mtp = true;
+  Running engine({}, {model::PackType::int8, sizes});
+  engine.ask(request_of(1, std::vector<TokenId>(50, 7), 1));
+  const GroupLoad load = engine.engine().load();
+  ASSERT_EQ(load.experts.size(), 3u);
+  EXPECT_EQ(load.experts[0].rows, 3u * 50);
+}
+
 TEST(Engine, OptionsThatCannotBeAreRefused) {
   const auto code = [](EngineOptions options) {
     return Engine::create(std::make_shared<TinyModel>(model::PackType::int8), options, {}).error().code;

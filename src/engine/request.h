@@ -116,7 +116,7 @@ struct GenerateEvent {
 struct ExpertBalance {
   int layer = 0;
   // Computed by all its experts together (a row counts once for each it picked), and by the one that has
-  // computed most. In a model's last layer only rows that go on to the head count.
+  // computed most. In a model's last layer only rows that go on to the head, or to the MTP layer, count.
   uint64_t rows = 0, busiest_rows = 0;
   float imbalance =
       0;  // rows of the busiest expert over the mean; 1: even, the number of experts: all on one

@@ -73,13 +73,14 @@ class Executor final : public StepModel {
   // Mixtures of experts, numbered from 0 in the graph's order, the MTP layer's last.
   int mixtures() const { return static_cast<int>(mixtures_.size()); }
   int mixture_layer(int mixture) const { return mixtures_[static_cast<size_t>(mixture)].router->layer; }
-  // Rows that an expert has computed since create(). In the last layer only rows whose logits were wanted
-  // count. Any thread.
+  // Rows that an expert has computed since create() or forget_expert_tokens(). In the last layer only rows
+  // whose logits or state was wanted count. Any thread.
   uint64_t expert_tokens(int mixture, int expert) const {
     return expert_tokens_[static_cast<size_t>(mixture) * static_cast<size_t>(config_.moe.experts) +
                           static_cast<size_t>(expert)]
         .load(std::memory_order_relaxed);
   }
+  void forget_expert_tokens();  // between steps
   std::vector<ExpertBalance> expert_balance() const;
   // With record_experts: what a row of the last step picked, in order of picking.
   std::span<const int32_t> chosen_experts(int mixture, int row) const;

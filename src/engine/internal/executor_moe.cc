@@ -311,6 +311,11 @@ void Executor::note_choice(const Mixture& mixture, const MixtureRows& in) {
                                                               static_cast<size_t>(max_rows_) * k));
 }
 
+void Executor::forget_expert_tokens() {
+  const size_t counts = mixtures_.size() * static_cast<size_t>(config_.moe.experts);
+  for (size_t i = 0; i < counts; ++i) expert_tokens_[i].store(0, std::memory_order_relaxed);
+}
+
 std::vector<ExpertBalance> Executor::expert_balance() const {
   std::vector<ExpertBalance> balance;
   for (int m = 0; m < mixtures(); ++m) {
