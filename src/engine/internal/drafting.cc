@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "base/clock.h"
 #include "engine/internal/kv_pool.h"
@@ -148,8 +149,8 @@ class Trial {
       }
       last_.push_back(rows_.back());
     }
-    for (size_t s = 0; s < last_.size(); ++s) order_.resize(last_.size());
-    for (size_t s = 0; s < order_.size(); ++s) order_[s] = static_cast<int32_t>(s);
+    order_.resize(last_.size());
+    std::iota(order_.begin(), order_.end(), 0);
   }
   double step() {
     return seconds([&] {

@@ -1,9 +1,9 @@
 // How many tokens to guess ahead, so that steps with guesses make more tokens a second than steps without.
 //
-// Each guess comes with the probability that the MTP layer gives it; how often guesses of such a probability were
-// right is counted, greedy and sampled replies apart (a greedy reply takes the likeliest token, however likely it
-// is), and their product down the chain is the chance that a guess is reached and right. What rows and guesses cost
-// was measured when the engine started (DraftCosts). Then
+// Each guess comes with the probability that the MTP layer gives it; how often guesses of such a probability
+// were right is counted, greedy and sampled replies apart (a greedy reply takes the likeliest token, however
+// likely it is), and their product down the chain is the chance that a guess is reached and right. What rows
+// and guesses cost was measured when the engine started (DraftCosts). Then
 //   a guess is run if its chance is worth its row:        chance * (time of a token) > time of one row more;
 //   a further guess is made if what it can add is worth making it and running it;
 //   a sequence guesses at all while its steps, so priced, have made more tokens a second than plain ones: its
@@ -40,13 +40,13 @@ struct DraftCosts {
   CostCurve again;  // of each further guess, by sequences
 };
 
-// Times steps and guesses of the model at sizes up to max_rows, on pages of the pool that it gives back; at
-// most about `seconds` long.
 struct MeasureLimits {
   int max_rows = 512, max_sequences = 64, max_logit_rows = 64;
-  double seconds = 0.5;
+  double seconds = 0.5;  // about; two sizes are measured however long they take
 };
 class KvPool;
+// Times steps and guesses of the model at ascending sizes within the limits, on pages of the pool that it
+// gives back.
 DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimits& limits);
 
 // Tokens made by steps with guesses, and how many plain steps would have made in their (priced) time;
@@ -98,7 +98,7 @@ class DraftPolicy {
   double overhead_ = 0;
   static size_t class_of(const DraftGuess& guess);
   std::array<Class, 2 * kClasses> classes_{};  // sampled, then greedy
-  std::array<DraftGain, 16> gains_{};  // by the logarithm of the sequences
+  std::array<DraftGain, 16> gains_{};          // by the logarithm of the sequences
   std::vector<DraftCount> counts_;
 };
 

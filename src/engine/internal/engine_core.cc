@@ -191,8 +191,10 @@ void EngineCore::gather(std::span<const ScheduledRows> plan) {
     for (int row = 0; row < rows - drafts; ++row) {
       const int64_t next = sequence->computed + row + 1;  // position of the token that this row predicts
       if (sequence->wants_prompt_logprobs() && next < sequence->prompt_size)
-        draws_.push_back(
-            {.sequence = sequence, .logit_index = want_row(row_begin + row), .prompt_position = next});
+        draws_.push_back({.sequence = sequence,
+                          .logit_index = want_row(row_begin + row),
+                          .prompt_position = next,
+                          .prompt_token = sequence->tokens[static_cast<size_t>(next)]});
       if (next == sequence->size())
         draws_.push_back({.sequence = sequence, .logit_index = want_row(row_begin + row), .drafts = drafts});
     }
@@ -208,9 +210,8 @@ void EngineCore::draw(Draw& draw, int thread) {
   Sequence& sequence = *draw.sequence;
   Sampler& sampler = samplers_[static_cast<size_t>(thread)];
   if (draw.prompt_position >= 0) {
-    const TokenId token = sequence.tokens[static_cast<size_t>(draw.prompt_position)];
-    draw.outs.push_back(
-        sampler.logprobs(model_.logits(draw.logit_index), token, sequence.request.prompt_logprobs));
+    draw.outs.push_back(sampler.logprobs(model_.logits(draw.logit_index), draw.prompt_token,
+                                         sequence.request.prompt_logprobs));
     return;
   }
   // Each token is drawn as if it were alone; the next row counts if that token is what it was computed from.

@@ -55,6 +55,8 @@ class EngineCore {
     int logit_index = 0;
     // >= 0: log-probability of the prompt token at this position; else the next tokens.
     int64_t prompt_position = -1;
+    // That token: another draw of this step may be adding to the sequence's tokens.
+    TokenId prompt_token = 0;
     int drafts = 0;              // rows after it, each good if the token drawn before it is its guess
     std::vector<TokenOut> outs;  // drawn: the last one's row was the last that is good
     std::string text;

@@ -12,7 +12,7 @@
 namespace millrace::engine {
 namespace {
 
-constexpr int kBlock = 64;             // values per block maximum
+constexpr int kBlock = 64;  // values per block maximum
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 bool larger(float a_value, TokenId a, float b_value, TokenId b) {
