@@ -189,8 +189,7 @@ class TinyModel final : public model::PackedModel {
     modules_ = &mtp.modules;
     add_layer(sizes.layers, sizes);
     mtp.head_norm_gain = gain(sizes.hidden);
-    mtp.head = head(sizes);
-    mtp.head.head = model_head.head;
+    mtp.head = {.norm_gain = int8 ? nullptr : mtp.head_norm_gain, .head = model_head.head};
     config_.mtp_layers = 1;
   }
 
