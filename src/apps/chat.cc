@@ -65,21 +65,36 @@ class Conversation {
     made->options_ = options;
     made->model_ = MR_TRY(open_model(options.model));
     if (made->model_->chat_template().empty())
-      return invalid(fmt::format("{} has no chat template; use `millrace serve` and /v1/completions", options.model.model));
+      return invalid(fmt::format("{} has no chat template; use `millrace serve` and /v1/completions",
+                                 options.model.model));
     made->template_ = MR_TRY(model::ChatTemplate::parse(made->model_->chat_template()));
     const auto tokenizer = MR_TRY(model::Tokenizer::create(made->model_->tokenizer_spec()));
     made->reasoning_ = MR_TRY(engine::find_reasoning("auto", made->model_->chat_template(), *tokenizer));
-    made->engine_ = MR_TRY(engine::Engine::create(
-        made->model_, engine_options(options.engine),
-        [inbox = &made->inbox_](std::span<engine::GenerateEvent> events, const engine::GroupLoad&) { inbox->put(events); }));
+    made->engine_ = MR_TRY(
+        engine::Engine::create(made->model_, engine_options(options.engine),
+                               [inbox = &made->inbox_](std::span<engine::GenerateEvent> events,
+                                                       const engine::GroupLoad&) { inbox->put(events); }));
     if (!options.system.empty()) made->add("system", options.system);
     return made;
   }
 
-  // Streams the reply to standard output. A Ctrl-C ends the reply, not the conversation. A thought is shown before its answer;
-  // where standard output is no terminal it goes to standard error, so that a script reads the answer alone.
+  // Streams the reply to standard output. A Ctrl-C ends the reply, not the conversation. A thought is shown
+  // before its answer; where standard output is no terminal it goes to standard error, so that a script reads
+  // the answer alone.
   Expected<void> say(const std::string& words) {
     add("user", utf8_repair(words));
+    auto answered = answer();
+    if (!answered) messages_.pop_back();  // the words that got no answer are not part of the conversation
+    return answered;
+  }
+
+  void forget() {
+    messages_.clear();
+    if (!options_.system.empty()) add("system", options_.system);
+  }
+
+ private:
+  Expected<void> answer() {
     auto request = MR_TRY(make_request());
     const RequestId id = request.id;
     std::FILE* const aside = ::isatty(STDOUT_FILENO) != 0 ? stdout : stderr;
@@ -100,10 +115,7 @@ class Conversation {
       if (first_s == 0 && !event.tokens.empty()) first_s = monotonic_s();
       tokens += static_cast<int64_t>(event.tokens.size());
       print(view.push(event.text), aside);
-      if (event.finish == engine::FinishReason::error) {
-        messages_.pop_back();
-        return std::unexpected(event.error);
-      }
+      if (event.finish == engine::FinishReason::error) return std::unexpected(event.error);
       if (event.finish != engine::FinishReason::none) break;
     }
     print(view.finish(), aside);
@@ -118,12 +130,6 @@ class Conversation {
     return {};
   }
 
-  void forget() {
-    messages_.clear();
-    if (!options_.system.empty()) add("system", options_.system);
-  }
-
- private:
   static void print(const ThoughtView::Shown& shown, std::FILE* aside) {
     std::fwrite(shown.thought.data(), 1, shown.thought.size(), aside);
     std::fflush(aside);
@@ -138,12 +144,14 @@ class Conversation {
   Expected<engine::GenerateRequest> make_request() {
     const auto& spec = model_->tokenizer_spec();
     const auto text_of = [&](TokenId id) {
-      return id >= 0 && static_cast<size_t>(id) < spec.tokens.size() ? spec.tokens[static_cast<size_t>(id)] : std::string();
+      return id >= 0 && static_cast<size_t>(id) < spec.tokens.size() ? spec.tokens[static_cast<size_t>(id)]
+                                                                     : std::string();
     };
-    const boost::json::object context{{"messages", messages_},
-                                      {"add_generation_prompt", true},
-                                      {"bos_token", text_of(model_->config().bos)},
-                                      {"eos_token", model_->config().eos.empty() ? "" : text_of(model_->config().eos[0])}};
+    const boost::json::object context{
+        {"messages", messages_},
+        {"add_generation_prompt", true},
+        {"bos_token", text_of(model_->config().bos)},
+        {"eos_token", model_->config().eos.empty() ? "" : text_of(model_->config().eos[0])}};
     const auto segments = MR_TRY(template_->render(context));
     engine::GenerateRequest request;
     request.id = RequestId(++next_id_);
@@ -212,9 +220,11 @@ int run_chat(const ChatOptions& options) {
     while (std::cin.read(buffer, sizeof buffer) || std::cin.gcount() > 0) {
       prompt.append(buffer, static_cast<size_t>(std::cin.gcount()));
       if (prompt.size() > kMaxPipedBytes)
-        return report(Status{.code = Code::invalid_argument, .message = "standard input is over the limit of 16 MiB"});
+        return report(
+            Status{.code = Code::invalid_argument, .message = "standard input is over the limit of 16 MiB"});
     }
-    while (!prompt.empty() && (prompt.back() == '\n' || prompt.back() == '\r')) prompt.pop_back();  // echo's, not the person's
+    while (!prompt.empty() && (prompt.back() == '\n' || prompt.back() == '\r'))
+      prompt.pop_back();  // echo's, not the person's
     if (prompt.empty())
       return report(Status{.code = Code::invalid_argument, .message = "no prompt: standard input is empty"});
   }

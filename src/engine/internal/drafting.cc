@@ -16,6 +16,7 @@ namespace {
 // caches, and are too low by a tenth (measured on a model whose weights do not fit the caches).
 constexpr double kMargin = 1.15;
 constexpr double kForget = 0.98;        // a step; some fifty count
+constexpr double kFadeForget = 0.998;   // a step without guesses
 constexpr double kClassForget = 0.999;  // a guess
 constexpr double kClassWeight = 4;      // guesses that outweigh what is hoped of a class
 constexpr double kHopedGreedy = 0.75;
@@ -47,6 +48,11 @@ double CostCurve::at(double size) const {
 void DraftGain::note(double made, double plain) {
   tokens = tokens * kForget + made;
   plain_tokens = plain_tokens * kForget + plain;
+}
+
+void DraftGain::fade() {
+  tokens *= kFadeForget;
+  plain_tokens *= kFadeForget;
 }
 
 size_t DraftPolicy::gain_class(int sequences) {

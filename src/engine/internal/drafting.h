@@ -54,6 +54,7 @@ DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimi
 struct DraftGain {
   double tokens = 0, plain_tokens = 0;
   void note(double made, double plain);
+  void fade();
 };
 
 struct DraftGuess {
@@ -79,6 +80,9 @@ class DraftPolicy {
   // A step ran these guesses and the first `right` were; `passes` of the MTP layer made them.
   void note(DraftGain& own, std::span<const DraftGuess> guesses, int right, bool ended, int passes,
             int sequences);
+  // A step of so many sequences in which none guessed. What was seen fades, so that bad news is not for ever:
+  // after a thousand such steps or so the next request tries again.
+  void note_plain(int sequences) { gain_at(sequences).fade(); }
   // Seconds of a step outside the model, which guesses save too.
   void note_overhead(double seconds) { overhead_ += 0.02 * (seconds - overhead_); }
   const std::vector<DraftCount>& counts() const { return counts_; }

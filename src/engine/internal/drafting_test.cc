@@ -92,6 +92,11 @@ TEST(DraftPolicy, GivesUpOnASequenceThatIsHardToGuessAndOnNoOther) {
   for (int i = 0; i < 60; ++i) policy.note(hard, guesses, 0, false, 2, 2);
   for (int i = 0; i < 300; ++i) policy.note(hard, guesses, 0, false, 2, 2);
   EXPECT_FALSE(policy.begins(unknown, 2)) << "most are hard";
+  for (int i = 0; i < 100; ++i) policy.note_plain(2);
+  EXPECT_FALSE(policy.begins(unknown, 2)) << "it is not long ago";
+  for (int i = 0; i < 2000; ++i) policy.note_plain(2);
+  EXPECT_TRUE(policy.begins(unknown, 2)) << "other times";
+  EXPECT_FALSE(policy.begins(hard, 2));
 }
 
 TEST(DraftPolicy, DoesNotBeginWhereNothingCanBeGained) {

@@ -168,6 +168,7 @@ bool EngineCore::choose_drafting(std::span<const ScheduledRows> plan) {
     // What was seen of it fades while it does not guess, so that it gets another try.
     if (!sequence->drafting && ++sequence->undrafted % kRetrySteps == 0) sequence->draft_gain = {};
   }
+  if (!any && making_ > 0) drafting_.note_plain(making_);
   return any;
 }
 
