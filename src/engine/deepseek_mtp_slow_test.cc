@@ -281,7 +281,8 @@ TEST_F(TinyDeepSeekMtp, TokensDoNotDependOnGuesses) {
     const auto got = run(model, tokenizer, requests, options);
     EXPECT_EQ(got.tokens, want.tokens) << options.max_drafts << " guesses";
     EXPECT_EQ(got.logprobs, want.logprobs) << options.max_drafts << " guesses";
-    EXPECT_GT(got.load.drafts.at(0).accepted, 500u);
+    // Where 64 sequences have 70 rows, prompts come first and leave few for guesses.
+    EXPECT_GT(got.load.drafts.at(0).accepted, options.max_rows < 100 ? 100u : 500u);
     EXPECT_GT(5 * got.load.drafts.at(0).accepted, 2 * got.load.drafts.at(0).proposed);
     if (options.pages == 20) {
       EXPECT_GT(got.load.preemptions, 0u);
