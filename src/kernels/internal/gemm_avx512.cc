@@ -121,7 +121,7 @@ void row_block(const Context& c, int64_t row, int64_t n) {
     MR_UNROLLED
     for (int quad = 0; quad < 16; ++quad) {
       const int8_t* line = w + (k + quad * 4) * kGemmNBlock;
-      _mm_prefetch(reinterpret_cast<const char*>(line + 8192), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(line + 2048), _MM_HINT_T1);
       const __m512i x = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(c.a + k + quad * 4));
       sums[quad % 4] = _mm512_dpbusd_epi32(sums[quad % 4], x, _mm512_load_si512(line));
     }
