@@ -48,8 +48,9 @@ int64_t peak_round_avx2(int64_t rounds) {
   return kChains * 16;
 }
 
-// Reading 1 KiB ahead makes a fifth more of the memory than leaving it to the hardware alone (measured on
-// Sapphire Rapids, huge pages: 34.4 against 28.5 GB/s on two cores; from 4 KiB on the gain is gone).
+// Fetching 1 KiB ahead of lines that are read in ascending order makes a fifth more of the memory than
+// leaving it to the hardware alone (measured on Sapphire Rapids, huge pages: 34.4 against 28.5 GB/s on two
+// cores; from 4 KiB on the gain is gone).
 MR_ALWAYS_INLINE inline void fetch_ahead(const void* from, int lines) {
   for (int line = 0; line < lines; ++line)
     _mm_prefetch(static_cast<const char*>(from) + 1024 + line * 64, _MM_HINT_T0);
@@ -57,13 +58,14 @@ MR_ALWAYS_INLINE inline void fetch_ahead(const void* from, int lines) {
 
 uint64_t read_all_avx2(const void* data, int64_t bytes) {
   const auto* p = static_cast<const __m256i*>(data);
-  __m256i a = _mm256_setzero_si256(), b = a;
+  __m256i sum[4] = {};
   for (int64_t i = 0; i < bytes / 32; i += 4) {
     fetch_ahead(p + i, 2);
-    a = _mm256_xor_si256(a, _mm256_xor_si256(_mm256_load_si256(p + i), _mm256_load_si256(p + i + 1)));
-    b = _mm256_xor_si256(b, _mm256_xor_si256(_mm256_load_si256(p + i + 2), _mm256_load_si256(p + i + 3)));
+    MR_UNROLLED
+    for (int half = 0; half < 4; ++half)
+      sum[half] = _mm256_xor_si256(sum[half], _mm256_load_si256(p + i + half));
   }
-  a = _mm256_xor_si256(a, b);
+  const __m256i a = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
   return static_cast<uint64_t>(_mm256_extract_epi64(a, 0) ^ _mm256_extract_epi64(a, 1) ^
                                _mm256_extract_epi64(a, 2) ^ _mm256_extract_epi64(a, 3));
 }
@@ -89,14 +91,16 @@ int64_t peak_round_avx512(int64_t rounds) {
 
 uint64_t read_all_avx512(const void* data, int64_t bytes) {
   const auto* p = static_cast<const __m512i*>(data);
-  __m512i a = _mm512_setzero_si512(), b = a;
+  __m512i sum[4] = {};  // one for each line, so that lines are read in ascending order
   for (int64_t i = 0; i < bytes / 64; i += 4) {
     fetch_ahead(p + i, 4);
-    a = _mm512_xor_si512(a, _mm512_xor_si512(_mm512_load_si512(p + i), _mm512_load_si512(p + i + 1)));
-    b = _mm512_xor_si512(b, _mm512_xor_si512(_mm512_load_si512(p + i + 2), _mm512_load_si512(p + i + 3)));
+    MR_UNROLLED
+    for (int line = 0; line < 4; ++line)
+      sum[line] = _mm512_xor_si512(sum[line], _mm512_load_si512(p + i + line));
   }
   alignas(64) uint64_t lane[8];
-  _mm512_store_si512(lane, _mm512_xor_si512(a, b));
+  _mm512_store_si512(lane,
+                     _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3])));
   return lane[0] ^ lane[1] ^ lane[2] ^ lane[3] ^ lane[4] ^ lane[5] ^ lane[6] ^ lane[7];
 }
 
