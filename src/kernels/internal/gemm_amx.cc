@@ -26,7 +26,7 @@ namespace millrace::kernels::internal {
 namespace {
 
 constexpr int64_t kTileBytes = 1024;
-constexpr int64_t kAheadTiles = 2;          // of B, for few rows
+constexpr int64_t kAheadTiles = 1;          // of B, for few rows
 constexpr int kBlock = 32;                  // rows and columns of a block of C: two tiles each way
 constexpr int64_t kDepthMax = 10;           // tiles of k in an A panel: 32 x 64 x 10 = 20 KiB of an L1 of 48
 constexpr int64_t kChunkBytes = 768 << 10;  // of B, in an L2 of 2 MiB beside A and the output
