@@ -192,7 +192,8 @@ Expected<TokenizerSpec> deserialize_tokenizer(std::string_view bytes) {
   read_steps(in, spec);
   spec.prefix = in.ids();
   spec.suffix = in.ids();
-  if (!in.ok() || !in.at_end())
+  const bool unranked = (flags & 8) != 0 && spec.merge_ranks.empty();  // ranks of no merges
+  if (!in.ok() || !in.at_end() || unranked)
     return fail(Code::data_loss,
                 fmt::format("the compiled tokenizer of {} bytes is cut short or damaged", bytes.size()));
   return spec;

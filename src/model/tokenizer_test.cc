@@ -208,6 +208,17 @@ TEST(Tokenizer, EveryCutOfTheCompiledFormIsRefused) {
   EXPECT_FALSE(deserialize_tokenizer(bytes + "x"));
 }
 
+// Found by tokenizer_blob_fuzz: such bytes were read, and written as others.
+TEST(Tokenizer, RefusesACompiledFormWithRanksOfNoMerges) {
+  TokenizerSpec spec;
+  spec.kind = TokenizerSpec::Kind::byte_bpe;
+  std::string bytes = serialize(spec);
+  ASSERT_TRUE(deserialize_tokenizer(bytes));
+  constexpr size_t kFlags = 8 + 4;  // behind the magic and the kind
+  bytes[kFlags] = static_cast<char>(bytes[kFlags] | 8);
+  EXPECT_FALSE(deserialize_tokenizer(bytes));
+}
+
 TEST(Tokenizer, CreateRefusesIdsOutsideTheVocabulary) {
   const TokenizerSpec good = load("smollm")->spec();
   const auto refused = [](TokenizerSpec spec) { return !Tokenizer::create(std::move(spec)).has_value(); };
