@@ -18,7 +18,7 @@ constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
 constexpr int kSpins = 2000;
 // At a barrier, after the spins: a member that lost its core to somebody else is given as many turns to get
 // it back.
-constexpr int kYields = 200;
+constexpr int kYields = 20000;
 
 thread_local size_t t_member = 0;  // of the team that this thread works for now
 
