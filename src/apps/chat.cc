@@ -102,11 +102,10 @@ class Conversation {
     const double start_s = monotonic_s();
     double first_s = 0;
     int64_t tokens = 0;
-    interrupted = false;
     MR_TRY(engine_->submit(std::move(request)));
     bool cancelling = false;
+    engine::GenerateEvent event;
     while (true) {
-      engine::GenerateEvent event;
       if (interrupted && !cancelling) {
         cancelling = true;
         engine_->cancel(id);
@@ -124,6 +123,11 @@ class Conversation {
     if (options_.verbose && tokens > 1)
       fmt::print(stderr, "[{} tokens, {:.1f} tokens/s, first after {:.0f} ms]\n", tokens,
                  static_cast<double>(tokens - 1) / (end_s - first_s), (first_s - start_s) * 1e3);
+    if (event.finish == engine::FinishReason::cancelled && view.said().answer.empty() &&
+        view.said().reasoning.empty()) {
+      messages_.pop_back();  // as a question that was refused
+      return {};
+    }
     add("assistant", view.said().answer);
     if (!view.said().reasoning.empty())  // templates decide what becomes of it
       messages_.back().as_object()["reasoning_content"] = view.said().reasoning;
@@ -204,6 +208,7 @@ int converse(Conversation& conversation, const std::string& name) {
       fmt::print(stderr, "/clear forgets the conversation, /bye leaves\n");
       continue;
     }
+    interrupted = false;
     if (const auto said = conversation.say(line); !said) report(said.error());
   }
   return 0;
@@ -228,12 +233,13 @@ int run_chat(const ChatOptions& options) {
     if (prompt.empty())
       return report(Status{.code = Code::invalid_argument, .message = "no prompt: standard input is empty"});
   }
-  catch_interrupts();
   auto conversation = Conversation::create(options);
   if (!conversation) return report(conversation.error());
+  catch_interrupts();  // not before: packing a model takes long, and goes on where Ctrl-C stopped it
   if (!prompt.empty()) {
     const auto said = (*conversation)->say(prompt);
-    return said ? 0 : report(said.error());
+    if (!said) return report(said.error());
+    return interrupted ? 128 + SIGINT : 0;  // a script must not take what came for the whole
   }
   return converse(**conversation, options.model.model);
 }

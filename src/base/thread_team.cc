@@ -59,7 +59,11 @@ void ThreadTeam::run(const std::function<void(int)>& f) {
     if (cpus_[0] >= 0) pin_this_thread(cpus_[0]);
   }
   const FlushDenormals flush;
-  t_member = 0;
+  // A member of another team may call this one, and goes on as that member.
+  struct Restored {
+    const size_t was = std::exchange(t_member, 0);
+    ~Restored() { t_member = was; }
+  } const restored;
   if (size() == 1) return f(0);
   work_ = &f;
   running_.store(size() - 1, std::memory_order_relaxed);

@@ -32,7 +32,8 @@ TEST(ThreadTeam, BarrierWaitsForAMemberThatIsLong) {
   ThreadTeam team({-1, -1, -1});
   std::atomic<int> arrived{0}, seen{0};
   team.run([&](int thread) {
-    if (thread == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    // long enough that the others nap
+    if (thread == 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
     ++arrived;
     team.barrier();
     seen += arrived.load();
@@ -51,6 +52,24 @@ TEST(ThreadTeam, TwoTeamsOfOneCaller) {
         team->barrier();
       });
   EXPECT_EQ(calls.load(), 500);
+}
+
+// A member that has called another team is still who it was at its own team's barriers.
+TEST(ThreadTeam, AMemberOfOneTeamCallsAnother) {
+  ThreadTeam one({-1, -1, -1}), two({-1, -1});
+  std::atomic<int> calls{0}, seen{0};
+  for (int round = 1; round <= 50; ++round)
+    one.run([&](int thread) {
+      if (thread == 2)
+        two.run([&](int) {
+          ++calls;
+          two.barrier();
+        });
+      one.barrier();
+      seen += calls.load() == 2 * round;
+      one.barrier();
+    });
+  EXPECT_EQ(seen.load(), 150);
 }
 
 TEST(ThreadTeam, FlushesDenormalsInsideAndRestoresOutside) {

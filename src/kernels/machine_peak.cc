@@ -84,6 +84,9 @@ double multiply_rate(Isa isa, double seconds, std::barrier<>& start_line) {
   return 2.0 * static_cast<double>(multiply_adds) / elapsed;
 }
 
+// What is read between two looks at the clock: a millisecond or so even on a slow machine.
+constexpr size_t kPiece = 4 * kMiB;
+
 size_t available_bytes() {
   std::ifstream file("/proc/meminfo");
   std::string key, unit;
@@ -98,12 +101,11 @@ size_t available_bytes() {
 // short or cores are many (together at most a quarter of what is free, and 16 GiB), but never under 256 MiB.
 size_t read_buffer_bytes(size_t threads) {
   const size_t room = std::min(available_bytes() / 4, 16 * kGiB) / threads;
-  return std::clamp(room, 256 * kMiB, kGiB) / kMiB * kMiB;
+  return std::clamp(room, 256 * kMiB, kGiB) / kPiece * kPiece;  // pieces never reach over the end
 }
 
 double read_rate(Isa isa, double seconds, size_t buffer_bytes, std::barrier<>& start_line) {
-  // Pieces short enough that the clock is read every millisecond or so even on a slow machine.
-  constexpr size_t kPiece = 4 * kMiB;
+  MR_CHECK(buffer_bytes % kPiece == 0, "a buffer is read in whole pieces");
   ReadAll* const read_all = read_all_of(isa);
   auto buffer = Buffer::allocate(buffer_bytes);
   if (buffer) std::memset(buffer->data(), 1, buffer_bytes);  // untouched pages would all be the one zero page

@@ -102,9 +102,10 @@ using Module = std::variant<EmbedModule, AttentionModule, MlaModule, FfnModule, 
 //   x through modules;   logits = head(turn(turn(norm(x)) * head_norm_gain / model_norm_gain))
 // turn() is the Hadamard transform of each `hadamard_block` values (nothing if 1): the stream's own rotation, undone and done
 // again, since gains multiply in between. norm() without a gain. The head is the model's own; on the INT8 path it
-// has model_norm_gain folded in, which the quotient takes out again (0 where that gain is 0), otherwise
-// logits = head(norm(x) * head_norm_gain). To guess further, h is turn(norm(x)) * head_norm_gain and the
+// has model_norm_gain folded in, which the quotient takes out again (0 where that gain is under kGuessGainLeast of the
+// largest), otherwise logits = head(norm(x) * head_norm_gain). To guess further, h is turn(norm(x)) * head_norm_gain and the
 // guess takes the place of token i + 1.
+inline constexpr float kGuessGainLeast = 1e-4f;
 struct MtpModule {
   int layer = 0;  // counted on from the model's layers
   int hadamard_block = 1;

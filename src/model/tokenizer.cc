@@ -170,8 +170,8 @@ Expected<void> check_id(TokenId id, const TokenizerSpec& spec, std::string_view 
 }
 
 Expected<void> validate(const TokenizerSpec& spec) {
-  using internal::kMaxAddedTokenBytes, internal::kMaxVocabulary, internal::kMaxVocabularyBytes,
-      internal::kMaxNormalizerSteps;
+  using internal::kMaxAddedTokenBytes, internal::kMaxAddedBytes, internal::kMaxVocabulary,
+      internal::kMaxVocabularyBytes, internal::kMaxNormalizerSteps;
   if (spec.tokens.empty() || spec.tokens.size() > kMaxVocabulary)
     return invalid(
         fmt::format("a vocabulary of {} tokens is outside 1..{}", spec.tokens.size(), kMaxVocabulary));
@@ -187,7 +187,11 @@ Expected<void> validate(const TokenizerSpec& spec) {
     for (const TokenId id : {merge.left, merge.right, merge.result}) MR_TRY(check_id(id, spec, "a merge"));
   if (!spec.merge_ranks.empty() && spec.merge_ranks.size() != spec.merges.size())
     return invalid(fmt::format("{} merges have {} ranks", spec.merges.size(), spec.merge_ranks.size()));
+  if (std::ranges::find(spec.merge_ranks, ~0U) != spec.merge_ranks.end())
+    return invalid("a merge's rank is 2^32 - 1, which stands for no merge");
+  size_t added_bytes = 0;
   for (const AddedToken& token : spec.added) {
+    added_bytes += token.text.size();
     MR_TRY(check_id(token.id, spec, "an added token"));
     if (token.text.empty() || token.text.size() > kMaxAddedTokenBytes)
       return invalid(fmt::format("added token {} has {} bytes, outside 1..{}", token.id, token.text.size(),
@@ -196,6 +200,9 @@ Expected<void> validate(const TokenizerSpec& spec) {
       return invalid(fmt::format("added token {} is '{}' but the vocabulary says '{}'", token.id, token.text,
                                  spec.tokens[static_cast<size_t>(token.id)]));
   }
+  if (added_bytes > kMaxAddedBytes)
+    return invalid(
+        fmt::format("added tokens of {} bytes are over the limit of {}", added_bytes, kMaxAddedBytes));
   for (const TokenId id : spec.prefix) MR_TRY(check_id(id, spec, "the prefix"));
   for (const TokenId id : spec.suffix) MR_TRY(check_id(id, spec, "the suffix"));
   for (const TokenId id : {spec.bos, spec.eos, spec.unknown})

@@ -202,10 +202,15 @@ TEST(Tokenizer, ManyTokenizersOnOneThreadDoNotShareIds) {
 }
 
 TEST(Tokenizer, EveryCutOfTheCompiledFormIsRefused) {
-  const std::string bytes = serialize(load("sentencepiece_first")->spec());
-  for (size_t size = 0; size < bytes.size(); size += size < 2000 ? 1 : 37)
-    EXPECT_FALSE(deserialize_tokenizer(std::string_view(bytes).substr(0, size))) << size;
-  EXPECT_FALSE(deserialize_tokenizer(bytes + "x"));
+  TokenizerSpec plain = load("sentencepiece_first")->spec(), ranked = plain;
+  ASSERT_FALSE(ranked.merges.empty());
+  ranked.merge_ranks.assign(ranked.merges.size(), 7);
+  for (const TokenizerSpec& spec : {plain, ranked}) {
+    const std::string bytes = serialize(spec);
+    for (size_t size = 0; size < bytes.size(); size += size < 2000 ? 1 : 37)
+      EXPECT_FALSE(deserialize_tokenizer(std::string_view(bytes).substr(0, size))) << size;
+    EXPECT_FALSE(deserialize_tokenizer(bytes + "x"));
+  }
 }
 
 // Found by tokenizer_blob_fuzz: such bytes were read, and written as others.
@@ -246,6 +251,47 @@ TEST(Tokenizer, CreateRefusesIdsOutsideTheVocabulary) {
   spec.tokens[5] = "\xFF";
   EXPECT_TRUE(refused(spec));
   EXPECT_TRUE(refused(TokenizerSpec{}));
+}
+
+// The mark for "no merge": long pieces would have merged by it, short ones not.
+TEST(Tokenizer, CreateRefusesTheRankThatMeansNoMerge) {
+  TokenizerSpec spec;
+  spec.tokens = {"a", "aa"};
+  spec.merges = {{0, 0, 1}};
+  spec.merge_ranks = {0xFFFFFFFE};
+  EXPECT_TRUE(Tokenizer::create(spec));
+  spec.merge_ranks = {0xFFFFFFFF};
+  const auto refused = Tokenizer::create(spec);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, HasSubstr("rank"));
+}
+
+// The matcher counts its nodes, one a byte, in 24 bits.
+TEST(Tokenizer, CreateRefusesMoreAddedTextThanTheMatcherHolds) {
+  const auto of_bytes = [](size_t bytes) {
+    TokenizerSpec spec;
+    for (size_t id = 0; id < bytes / 1024; ++id) {
+      std::string text = std::to_string(id);
+      text.resize(1024, 'x');
+      spec.added.push_back({.id = static_cast<TokenId>(id), .text = text});
+      spec.tokens.push_back(std::move(text));
+    }
+    return Tokenizer::create(std::move(spec));
+  };
+  EXPECT_TRUE(of_bytes(size_t{8} << 20));
+  const auto refused = of_bytes((size_t{8} << 20) + 1024);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, HasSubstr("8389632 bytes are over the limit of 8388608"));
+}
+
+// Each was put behind all that came before it: 2^39 probes.
+TEST(Tokenizer, ManyTokensOfOneTextAreOneEntry) {
+  TokenizerSpec spec;
+  spec.tokens.assign(size_t{1} << 20, "a");
+  spec.tokens[0] = "b";
+  const auto tokenizer = Tokenizer::create(std::move(spec));
+  ASSERT_TRUE(tokenizer);
+  EXPECT_EQ((*tokenizer)->id_of("a"), 1) << "the first";
 }
 
 TEST(Tokenizer, CreateRefusesEndlessNormalizers) {

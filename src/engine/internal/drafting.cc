@@ -16,7 +16,7 @@ namespace {
 // caches, and are too low by a tenth (measured on a model whose weights do not fit the caches).
 constexpr double kMargin = 1.15;
 constexpr double kForget = 0.98;        // a step; some fifty count
-constexpr double kFadeForget = 0.998;   // a step without guesses
+constexpr double kFadeForget = 0.9995;  // a step without guesses
 constexpr double kClassForget = 0.999;  // a guess
 constexpr double kClassWeight = 4;      // guesses that outweigh what is hoped of a class
 constexpr double kHopedGreedy = 0.75;

@@ -47,7 +47,8 @@ void EngineCore::draft_rows() {
   guess_rows_.clear();
   guessing_.clear();
   for (const Guess& guess : guesses_) {
-    const Sequence& sequence = *guess.sequence;
+    Sequence& sequence = *guess.sequence;
+    sequence.draft_passes = 0;
     const auto next = sequence.tokens.begin() + guess.first_position + 1;
     // Attention starts at draft_from: positions count from there, which rotary embeddings do not tell apart.
     segments_.push_back({sequence.pages.data() + sequence.draft_from / kernels::kPageTokens,
@@ -57,7 +58,7 @@ void EngineCore::draft_rows() {
     for (int row = 0; row < guess.rows; ++row) states_.push_back(guess.state_row + row);
     // What the reply may still have after the token that the next step makes anyway.
     const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
-    if (!guess.guesses || room < 1) continue;
+    if (!guess.guesses || room < 1 || scheduler_.crowded()) continue;
     guess_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
     guessing_.push_back(guess);
   }
@@ -66,7 +67,6 @@ void EngineCore::draft_rows() {
   for (size_t i = 0; i < guessing_.size(); ++i) {
     Sequence& sequence = *guessing_[i].sequence;
     sequence.draft_reach = 1;
-    sequence.draft_passes = 0;
     take_guess(sequence, static_cast<int>(i));
   }
 }

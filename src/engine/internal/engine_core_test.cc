@@ -263,6 +263,28 @@ TEST(EngineCore, GuessesLeaveRowsToThoseWhoWait) {
   rig.run();
 }
 
+// While prompts take every row, guesses would be cut again: none is made.
+TEST(EngineCore, MakesNoGuessesThatPromptsWillDisplace) {
+  std::mt19937 random(9);
+  Rig rig(64, {.max_sequences = 4, .max_rows = 8, .max_draft_rows = 16}, 512, 3);
+  for (const uint64_t id : {1, 2}) {
+    auto request = request_of(id, random_tokens(random, 4), 200);
+    request.stop.ignore_eos = true;
+    rig.add(request);
+  }
+  for (int i = 0; i < 4; ++i) rig.step();
+  rig.add(request_of(3, random_tokens(random, 120), 4));
+  rig.step();
+  const uint64_t before = rig.model.guessed;
+  for (int i = 0; i < 18; ++i) rig.step();  // 6 rows each beside the two
+  EXPECT_EQ(rig.model.guessed, before);
+  EXPECT_TRUE(rig.replies[3].tokens.empty());
+  for (int i = 0; i < 4; ++i) rig.step();
+  EXPECT_FALSE(rig.replies[3].tokens.empty());
+  EXPECT_GT(rig.model.guessed, before);
+  rig.run();
+}
+
 // Where each row costs as much as the first, nothing is guessed, and the model keeps no state for it.
 TEST(EngineCore, DoesNotGuessWhereItDoesNotPay) {
   std::mt19937 random(3);

@@ -56,11 +56,16 @@ Executor::Executor(std::shared_ptr<const model::PackedModel> model, const Execut
 }
 
 namespace {
-// The model's head has model_norm_gain folded in. Channels that it does not read tell a guess nothing either.
+// The model's head has model_norm_gain folded in. Channels that it hardly reads tell a guess nothing either:
+// their quotients would drown the others in the row's INT8 scale, or be infinite.
 std::vector<float> guess_gain_of(const model::MtpModule& mtp, int width) {
   std::vector<float> gain(static_cast<size_t>(width));
-  for (size_t i = 0; i < gain.size(); ++i)
-    gain[i] = mtp.model_norm_gain[i] == 0 ? 0 : mtp.head_norm_gain[i] / mtp.model_norm_gain[i];
+  float largest = 0;
+  for (size_t i = 0; i < gain.size(); ++i) largest = std::max(largest, std::abs(mtp.model_norm_gain[i]));
+  for (size_t i = 0; i < gain.size(); ++i) {
+    const float folded = mtp.model_norm_gain[i];
+    gain[i] = std::abs(folded) > model::kGuessGainLeast * largest ? mtp.head_norm_gain[i] / folded : 0;
+  }
   return gain;
 }
 }  // namespace

@@ -13,6 +13,7 @@ void Scheduler::remove(Sequence& sequence) {
   pool_.release_all(sequence.pages);
   sequence.published = sequence.computed = 0;
   sequence.drafts.clear();
+  sequence.draft_passes = 0;
   if (sequence.state == Sequence::State::waiting) {
     waiting_.erase(&sequence);
   } else {
@@ -57,8 +58,9 @@ void Scheduler::plan_running(bool decodes) {
 // Guesses take pages only where some are free, one of them ahead for guesses after these.
 void Scheduler::plan_guesses() {
   int64_t draft_rows_left = limits_.max_draft_rows;
-  const bool prompts =
-      std::ranges::any_of(plan_, [](const ScheduledRows& planned) { return planned.rows > 1; });
+  const bool prompts = std::ranges::any_of(
+      plan_, [](const ScheduledRows& planned) { return planned.sequence->pending() > 1; });
+  crowded_ = prompts && rows_left_ == 0;
   for (ScheduledRows& planned : plan_) {
     Sequence& sequence = *planned.sequence;
     if (sequence.pending() != 1) continue;

@@ -45,6 +45,9 @@ class Scheduler {
   void remove(Sequence& sequence);  // from wherever it is; its pages are released
   // The next step's rows, with pages for them. Empty only if there is nothing to run.
   std::span<const ScheduledRows> plan();
+  // Whether prompts took every row of the plan that the tokens being made left: guesses for the next plan
+  // would likely be cut from it.
+  bool crowded() const { return crowded_; }
   // After the step: the sequence's next `tokens` tokens are computed.
   void computed(Sequence& sequence, int tokens) const { sequence.computed += tokens; }
   // Full pages become findable; what they hold is not written any more.
@@ -77,6 +80,7 @@ class Scheduler {
   std::vector<ScheduledRows> plan_;
   int64_t rows_left_ = 0, prompt_logit_rows_left_ = 0;
   bool preempted_ = false;  // in this plan
+  bool crowded_ = false;
   uint64_t preemptions_ = 0, admissions_ = 0, cached_tokens_ = 0;
 };
 

@@ -182,7 +182,9 @@ class TinyModel final : public model::PackedModel {
     model::MtpModule& mtp = graph_.mtp.emplace_back();
     mtp.layer = sizes.layers;
     mtp.hadamard_block = int8 ? sizes.hadamard_block : 1;
-    mtp.model_norm_gain = gain(sizes.hidden);
+    auto folded = floats(size_t(sizes.hidden), 0.2f, 1.0f);
+    folded[3] = 1e-30f;  // a channel that the head does not read: its quotient must not drown the others
+    mtp.model_norm_gain = keep(std::move(folded));
     mtp.embed_norm_gain = gain(sizes.hidden);
     mtp.hidden_norm_gain = gain(sizes.hidden);
     mtp.eh = linear(sizes.hidden, 2 * sizes.hidden);

@@ -5,7 +5,8 @@
 //   * 2 x 2 tiles of C share two A and two B loads per four products, and give four independent sums,
 //     which hides the product's latency of 52 cycles.
 //   * Few rows: A stays in L2 while B comes from memory, block by block, each used by all rows before the
-//     next, which is fetched meanwhile. Sums stay in registers for all of k.
+//     next; the next block is fetched meanwhile, or with one panel of rows the next tile. Sums stay in
+//     registers for all of k.
 //   * Many rows: a panel of 32 rows x depth bytes stays in L1 while B streams from L2 (32 bytes a cycle,
 //     about half of what L2 gives); a chunk of B stays in L2 while all panels pass over it, so memory sees
 //     the weights once. The lines of the next chunk are fetched meanwhile, a share per step.
@@ -221,7 +222,8 @@ class Gemm {
 
  private:
   // All panels take a block of B, both columns of tiles to their end, before the next block begins; that one
-  // is fetched meanwhile, tile by tile in the order of its use. A comes from L2.
+  // is fetched meanwhile, tile by tile in the order of its use, or with one panel each tile a tile ahead. A
+  // comes from L2.
   void run_few_rows() {
     const int64_t panels = ceil_div64(args_.m, kBlock);
     int64_t slot = 0;
@@ -261,9 +263,9 @@ class Gemm {
     } else if (args_.next != nullptr) {
       const int64_t bytes = padded_k(args_.next->k) * kGemmNBlock;
       fetch_.then = reinterpret_cast<const char*>(args_.next->tiles + args_.next_begin / kGemmNBlock * bytes);
-      fetch_.then_beside = bytes;
+      fetch_.then_beside = next_has_two() ? bytes : 0;
     }
-    fetch_.then_end = fetch_.then + kAheadTiles * kTileBytes;
+    if (fetch_.then != nullptr) fetch_.then_end = fetch_.then + kAheadTiles * kTileBytes;
   }
 
   // The first block of what the caller multiplies next.
@@ -274,8 +276,10 @@ class Gemm {
     const char* first =
         reinterpret_cast<const char*>(args_.next->tiles + args_.next_begin / kGemmNBlock * bytes);
     const auto lines = static_cast<int>(ceil_div64(bytes / 64, k_tiles_ * panels * 4) * 4);
-    fetch_ = {first, first + bytes, lines, bytes};
+    fetch_ = {first, first + bytes, lines, next_has_two() ? bytes : 0};
   }
+
+  bool next_has_two() const { return padded_n(args_.next->n) - args_.next_begin > kGemmNBlock; }
 
   // Spreads the chunk that starts at column `n` over the steps of `panels` panels.
   void set_fetch(int64_t n, int64_t chunk, int64_t panels) {

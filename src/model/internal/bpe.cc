@@ -116,8 +116,10 @@ Vocabulary::Vocabulary(const TokenizerSpec& spec)
       arena_ += spaces_for_metaspace(text);
     }
     uint64_t slot = hash64(text) & mask_;
-    while (slots_[slot] >= 0) slot = (slot + 1) & mask_;
-    slots_[slot] = static_cast<int32_t>(id);
+    // Of tokens with the same text the first is found; the others would only make the table long to search.
+    while (slots_[slot] >= 0 && spec.tokens[static_cast<size_t>(slots_[slot])] != text)
+      slot = (slot + 1) & mask_;
+    if (slots_[slot] < 0) slots_[slot] = static_cast<int32_t>(id);
   }
   offsets_.push_back(static_cast<uint32_t>(arena_.size()));
 }
