@@ -6,13 +6,18 @@
 #include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <fstream>
+#include <functional>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "base/file.h"
 
@@ -21,6 +26,7 @@ namespace {
 // What the disk says, for the calls below in place of the C library's: 0, or errno.
 std::atomic<int> storing_error{0}, flush_error{0};
 std::atomic<int> times_dropped{0};  // pages of a file's whole range
+std::function<void()> before_lock;  // what happens, once, before the next file is locked
 
 int answer(int error, long otherwise) {
   if (error == 0) return static_cast<int>(otherwise);
@@ -36,6 +42,10 @@ int sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned int flags) {
   return answer(error, ::syscall(SYS_sync_file_range, fd, offset, bytes, flags));
 }
 int fsync(int fd) { return answer(flush_error, ::syscall(SYS_fsync, fd)); }
+int flock(int fd, int operation) {
+  if (const auto first = std::exchange(before_lock, nullptr)) first();
+  return answer(::syscall(SYS_flock, fd, operation) == 0 ? 0 : errno, 0);
+}
 int posix_fadvise(int fd, off_t offset, off_t bytes, int advice) {
   if (offset == 0 && bytes == 0 && advice == POSIX_FADV_DONTNEED) ++times_dropped;
   return ::syscall(SYS_fadvise64, fd, offset, bytes, advice) == 0 ? 0 : errno;
@@ -130,13 +140,39 @@ TEST_F(Output, AFolderUnderTheNameIsRefusedBeforeTheWork) {
   EXPECT_EQ(std::distance(fs::directory_iterator(folder), {}), 1);
 }
 
-// One that begins or ends its work just then, too.
+// Between the remover's look and its lock one writer ends and another begins.
+TEST_F(Output, RemovingSparesAWriterThatCameJustThen) {
+  std::optional<OutputFile> first = opened(), second;
+  ASSERT_TRUE(first->write_at(0, content()).has_value());
+  before_lock = [&] {
+    ASSERT_TRUE(first->commit(bytes.size()).has_value());
+    first.reset();
+    second.emplace(opened());
+  };
+  remove_unfinished_output(out);
+  ASSERT_TRUE(second.has_value());
+  ASSERT_TRUE(second->write_at(0, content()).has_value());
+  const auto committed = second->commit(bytes.size());
+  ASSERT_TRUE(committed.has_value()) << committed.error().message;
+
+  fs::remove(out);
+  second.reset();
+  std::optional<OutputFile> third;  // where there was none
+  before_lock = [&] { third.emplace(opened()); };
+  remove_unfinished_output(out);
+  ASSERT_TRUE(third.has_value());
+  ASSERT_TRUE(third->write_at(0, content()).has_value());
+  EXPECT_TRUE(third->commit(bytes.size()).has_value());
+}
+
+// One that begins or ends its work at any time.
 TEST_F(Output, RemovingWhatIsUnfinishedSparesAWriter) {
   std::atomic<bool> stop{false};
   std::jthread remover([&] {
     while (!stop) {
       remove_unfinished_output(out);
-      std::this_thread::yield();
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(50));  // without a rest the writer starves for minutes
     }
   });
   for (int i = 0; i < 40; ++i) {
