@@ -96,6 +96,20 @@ void pack_s8(const float* w, int64_t w_stride, int n, int k, int row_begin, int 
   }
 }
 
+void tile_s8(const int8_t* q, int64_t q_stride, int n, int k, int8_t* tiles, int32_t* sum) {
+  MR_CHECK(n > 0 && k > 0 && k <= kGemmKMax, fmt::format("a {} x {} matrix", n, k));
+  const int64_t k_padded = padded_k(k);
+  for (int64_t row = 0; row < padded_n(n); ++row) {
+    int8_t* first = tiles + row / kGemmNBlock * kGemmNBlock * k_padded + row % kGemmNBlock * 4;
+    sum[row] = 0;
+    for (int64_t i = 0; i < k_padded; ++i) {
+      const int8_t value = row < n && i < k ? q[row * q_stride + i] : int8_t{0};
+      first[i / 4 * 4 * kGemmNBlock + i % 4] = value;
+      sum[row] += value;
+    }
+  }
+}
+
 void gemm_s8_at(Isa isa, const GemmS8Args& args) {
   check(args);
   if (args.m > 0 && args.n_begin < args.n_end) s8_of(isa)(args);

@@ -45,6 +45,9 @@ constexpr size_t weights_s8_tile_bytes(int64_t n, int64_t k) {
 void pack_s8(const float* w, int64_t w_stride, int n, int k, int row_begin, int row_end, int8_t* tiles, float* scale,
              int32_t* sum);
 
+// The same layout for n rows that are rounded already (row-major, values in [-127, 127]); their scales are the caller's.
+void tile_s8(const int8_t* q, int64_t q_stride, int n, int k, int8_t* tiles, int32_t* sum);
+
 struct GemmS8Args {
   const int8_t* a = nullptr;  // [padded_m(m)][padded_k(k)], 64-byte aligned rows
   int64_t a_stride = 0;       // bytes between rows, a multiple of 64

@@ -272,6 +272,27 @@ TEST(PackS8, PartsEqualTheWhole) {
 }
 
 // Checkpoints come from outside: whatever they hold, packing ends and bytes stay in range.
+TEST(TileS8, RowsThatAreRoundedGetTheSameLayout) {
+  for (const auto& [n, k] : {std::pair{16, 64}, {33, 130}, {1, 3}, {48, 64}}) {
+    std::mt19937 gen(5);
+    std::vector<float> w(static_cast<size_t>(n) * static_cast<size_t>(k));
+    for (auto& x : w) x = std::uniform_real_distribution<float>(-1, 1)(gen);
+    const Matrix packed = Matrix::from(w, n, k);
+    const int stride = k + 5;  // rows of a wider matrix
+    std::vector<int8_t> q(static_cast<size_t>(n) * static_cast<size_t>(stride), 99);
+    for (int row = 0; row < n; ++row)
+      for (int column = 0; column < k; ++column)
+        q[static_cast<size_t>(row * stride + column)] = packed.at(row, column);
+    Matrix tiled(n, k);
+    std::memset(tiled.tiles.data(), 1, weights_s8_tile_bytes(n, k));  // padding must be written
+    std::fill(tiled.sum.begin(), tiled.sum.end(), 1);
+    tile_s8(q.data(), stride, n, k, tiled.tiles.as<int8_t>(), tiled.sum.data());
+    EXPECT_EQ(std::memcmp(tiled.tiles.data(), packed.tiles.data(), weights_s8_tile_bytes(n, k)), 0)
+        << n << " x " << k;
+    EXPECT_EQ(tiled.sum, packed.sum);
+  }
+}
+
 TEST(PackS8, NonFiniteAndDenormalWeightsAreHarmless) {
   const float inf = INFINITY, nan = NAN;
   std::vector<float> w = {inf, 1, nan, -inf, nan, nan, nan, nan, 1e-45f, -1e-45f, 0, 0, 3e38f, -3e38f, 1, 0};

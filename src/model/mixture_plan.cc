@@ -75,11 +75,14 @@ PlannedExperts experts_of(const ModelConfig& config, int layer, const PlannedGai
                                             {"gate_up_proj", "ffn_gate_up_exps", ffn, 2 * ffn})},
                       .k = hidden,
                       .folded_gain = norm.tensor,
-                      .rotate_columns = stream},
+                      .rotate_columns = stream,
+                      .of_one_expert = true,
+                      .also_read_by = fmt::format("layers.{}.router", layer)},
           .down = {.section = fmt::format("layers.{}.experts.#.down", layer),
                    .parts = {down},
                    .k = ffn,
-                   .rotate_columns = hadamard_rotation(ffn)}};
+                   .rotate_columns = hadamard_rotation(ffn),
+                   .of_one_expert = true}};
 }
 
 PlannedSharedExpert shared_expert_of(const ModelConfig& config, const DecoderOptions& options, int layer,

@@ -115,7 +115,8 @@ PlannedMla mla_of(const ModelConfig& config, const DecoderOptions& options, int 
                        .row_gain_width = mla.kv_lora_rank,
                        .rotate_rows = latent}},
             .k = mla.nope_head_dim,
-            .rotate_columns = nope};
+            .rotate_columns = nope,
+            .rows_per_input = mla.kv_lora_rank};
   const TensorView gguf_v_b{.tensor = {"", in_layer(layer, "", "attn_v_b", "weight").gguf},
                             .slabs = config.q_heads};
   m.v_up = {.section = section_of(layer, "v_up"),
@@ -125,7 +126,8 @@ PlannedMla mla_of(const ModelConfig& config, const DecoderOptions& options, int 
                        .rotate_rows = value}},
             .k = mla.kv_lora_rank,
             .folded_gain = m.latent_norm.tensor,
-            .rotate_columns = latent};
+            .rotate_columns = latent,
+            .rows_per_input = mla.value_head_dim};
   PlannedPart o = part_of(layer, "self_attn.o_proj", "attn_output", config.hidden_size);
   o.rotate_rows = stream;
   m.o = {.section = section_of(layer, "o"),

@@ -175,14 +175,18 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
     return fail(Code::internal, fmt::format("a directory of {} bytes is over the limit of {}",
                                             unsummed.size(), kMaxDirectoryBytes));
 
-  Packer packer(checkpoint, plan, options.type, layout);
+  Packer packer(checkpoint, plan, options.type, layout, options.calibration);
   std::vector<PackJob> jobs{text_job(layout, "tokenizer", tokenizer),
                             text_job(layout, "chat_template", checkpoint.chat_template)};
   std::ranges::move(packer.jobs(), std::back_inserter(jobs));
   add_copy_jobs(copies, layout.sections.size() - 1, jobs);
 
   const uint64_t size = layout.end + unsummed.size();
-  const uint64_t identity = MR_TRY(identity_of(sources, unsummed, tokenizer, checkpoint.chat_template, jobs));
+  uint64_t identity = MR_TRY(identity_of(sources, unsummed, tokenizer, checkpoint.chat_template, jobs));
+  if (options.calibration != nullptr) {
+    const uint64_t digest = options.calibration->digest();
+    identity = hash64(bytes_of(digest), identity);
+  }
   OutputFile file =
       MR_TRY(OutputFile::open(packed, {.size = size,
                                        .identity = identity,
@@ -217,6 +221,38 @@ Expected<std::string> packed_file_name(const std::filesystem::path& checkpoint, 
                                ? std::filesystem::weakly_canonical(checkpoint, error).filename().string()
                                : checkpoint.stem().string();
   return fmt::format("{}-{:016x}.{}.mrpack", stem, hash, type_name);
+}
+
+namespace {
+constexpr std::string_view kExtension = ".mrpack", kCalibrated = ".calibrated-", kPartial = ".partial";
+}
+
+std::string calibrated_file_name(std::string_view packed_file_name, uint64_t digest) {
+  if (packed_file_name.ends_with(kExtension)) packed_file_name.remove_suffix(kExtension.size());
+  return fmt::format("{}{}{:016x}{}", packed_file_name, kCalibrated, digest, kExtension);
+}
+
+std::vector<CalibratedFile> calibrated_files(const std::filesystem::path& packed) {
+  namespace fs = std::filesystem;
+  const std::string prefix = packed.stem().string() + std::string(kCalibrated);
+  std::vector<std::pair<fs::file_time_type, CalibratedFile>> found;
+  std::error_code error;
+  for (fs::directory_iterator it(packed.parent_path(), error), end; !error && it != end;
+       it.increment(error)) {
+    std::string name = it->path().filename().string();
+    const bool whole = !name.ends_with(kPartial);
+    if (!whole) name.resize(name.size() - kPartial.size());
+    if (!name.starts_with(prefix) || !name.ends_with(kExtension)) continue;
+    std::error_code ignored;
+    found.emplace_back(it->last_write_time(ignored), CalibratedFile{packed.parent_path() / name, whole});
+  }
+  std::ranges::sort(found, [](const auto& a, const auto& b) {
+    if (a.second.whole != b.second.whole) return a.second.whole;
+    return a.first != b.first ? a.first > b.first : a.second.path < b.second.path;
+  });
+  std::vector<CalibratedFile> out;
+  for (auto& [time, file] : found) out.push_back(std::move(file));
+  return out;
 }
 
 void remove_unfinished_pack(const std::filesystem::path& packed) { remove_unfinished_output(packed); }

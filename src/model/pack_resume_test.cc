@@ -17,6 +17,7 @@
 
 #include "base/file.h"
 #include "base/units.h"
+#include "model/fixtures/correlated_inputs.h"
 #include "model/fixtures/tiny_checkpoint.h"
 #include "model/internal/output_file.h"
 #include "model/internal/pack_run.h"
@@ -66,7 +67,9 @@ class PackResume : public testing::Test {
   std::string bytes_of(const fs::path& path) const { return read_file(path, size_t{1} << 28).value_or(""); }
   std::string packed_anew(PackType type = PackType::int8) const {
     const auto path = folder / "undisturbed";
-    const auto packed = pack_checkpoint(folder / "tiny", path, {.type = type, .threads = 2, .progress = {}});
+    const auto packed =
+        pack_checkpoint(folder / "tiny", path,
+                        {.type = type, .threads = 2, .progress = {}, .calibration = calibration.get()});
     EXPECT_TRUE(packed.has_value()) << (packed ? "" : packed.error().message);
     std::string bytes = bytes_of(path);
     fs::remove(path);
@@ -74,15 +77,18 @@ class PackResume : public testing::Test {
   }
   Outcome pack(const std::function<void(const PackProgress&)>& also = {}, int threads = 1) const {
     Outcome outcome;
-    outcome.result =
-        pack_checkpoint(folder / "tiny", out,
-                        {.type = PackType::int8, .threads = threads, .progress = [&](const PackProgress& p) {
-                           ++outcome.calls;
-                           outcome.waited |= p.stage == Stage::waiting;
-                           outcome.jobs_done += p.stage == Stage::packing ? 1 : 0;
-                           outcome.bytes_found = p.bytes_found;
-                           if (also) also(p);
-                         }});
+    outcome.result = pack_checkpoint(folder / "tiny", out,
+                                     {.type = PackType::int8,
+                                      .threads = threads,
+                                      .progress =
+                                          [&](const PackProgress& p) {
+                                            ++outcome.calls;
+                                            outcome.waited |= p.stage == Stage::waiting;
+                                            outcome.jobs_done += p.stage == Stage::packing ? 1 : 0;
+                                            outcome.bytes_found = p.bytes_found;
+                                            if (also) also(p);
+                                          },
+                                      .calibration = calibration.get()});
     return outcome;
   }
   // A process of its own that is killed at its nth report, or (0) after some time. True: it was.
@@ -111,8 +117,27 @@ class PackResume : public testing::Test {
     EXPECT_TRUE(PackedModel::open(out, {.verify_checksums = true}).has_value());
   }
 
+  // Inputs of every linear of the checkpoint, as a text of `seed` would bring them.
+  void calibrate(uint64_t seed) {
+    calibration = CalibrationInputs::create(folder, seed).value();
+    const ModelConfig config = checkpoint_of(1).config;
+    const auto add = [&](const std::string& section, int width) {
+      ASSERT_TRUE(fixtures::add_rows(*calibration, section, 0,
+                                     fixtures::correlated_rows(60, width, 7, 1, seed), width)
+                      .has_value());
+    };
+    for (int layer = 0; layer < config.layers; ++layer) {
+      add(fmt::format("layers.{}.attention.qkv", layer), config.hidden_size);
+      add(fmt::format("layers.{}.attention.o", layer), config.q_heads * config.head_dim);
+      add(fmt::format("layers.{}.ffn.gate_up", layer), config.hidden_size);
+      add(fmt::format("layers.{}.ffn.down", layer), config.ffn_size);
+    }
+    add("head", config.hidden_size);
+  }
+
   fs::path folder, out;
   std::string expected;
+  std::unique_ptr<CalibrationInputs> calibration;
 };
 
 TEST_F(PackResume, KilledAtAnyReportContinuesToTheSameBytes) {
@@ -150,6 +175,40 @@ TEST_F(PackResume, KilledAgainAndAgainAtAnyTime) {
   if (fs::exists(journal)) {  // killed behind the last line but one
     EXPECT_EQ(pack().jobs_done, 0);
   }
+  expect_whole(expected);
+}
+
+TEST_F(PackResume, CalibratedPackingContinuesToTheSameBytes) {
+  calibrate(3);
+  const std::string calibrated = packed_anew();
+  ASSERT_EQ(calibrated.size(), expected.size());
+  ASSERT_NE(calibrated, expected);
+  for (const int threads : {1, 3}) {
+    fs::remove(out);
+    ASSERT_TRUE(pack_and_die(20, threads));
+    const Outcome rest = pack({}, threads);
+    ASSERT_TRUE(rest.result.has_value());
+    EXPECT_GT(rest.bytes_found, 0u);
+    expect_whole(calibrated);
+  }
+}
+
+TEST_F(PackResume, AnotherCalibrationStartsAnew) {
+  ASSERT_TRUE(pack_and_die(20));
+  for (const uint64_t seed : {3, 4}) {
+    calibrate(seed);
+    const Outcome rest = pack();
+    ASSERT_TRUE(rest.result.has_value());
+    EXPECT_EQ(rest.bytes_found, 0u) << "seed " << seed;
+    expect_whole(packed_anew());
+    fs::remove(out);
+    ASSERT_TRUE(pack_and_die(20));
+  }
+}
+
+TEST_F(PackResume, ACalibrationThatKnowsNothingChangesNothing) {
+  calibration = CalibrationInputs::create(folder, 1).value();
+  ASSERT_TRUE(pack().result.has_value());
   expect_whole(expected);
 }
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstring>
@@ -16,9 +17,12 @@
 #include <thread>
 
 #include "base/file.h"
+#include "model/fixtures/correlated_inputs.h"
 #include "model/fixtures/float_forward.h"
 #include "model/fixtures/tiny_checkpoint.h"
 #include "model/internal/packed_layout.h"
+#include "model/internal/plan_parts.h"
+#include "model/internal/rotate.h"
 #include "model/packed_model.h"
 
 namespace millrace::model {
@@ -106,6 +110,98 @@ TEST_F(Pack, RotationAndFoldsLeaveTheModelAsItWas) {
     EXPECT_GT(off, 1e-5) << "the two forms are the same: nothing was quantised";
     RecordProperty(std::string(architecture_name(config.architecture)), std::to_string(off));
   }
+}
+
+TEST_F(Pack, CalibratedFormsHaveNamesOfTheirOwn) {
+  const auto name =
+      packed_file_name(write(tiny_checkpoint(tiny_config(Architecture::llama), 1)), PackType::int8).value();
+  const auto packed = folder / "packed" / name;
+  EXPECT_TRUE(calibrated_files(packed).empty()) << "no folder yet";
+  std::filesystem::create_directories(packed.parent_path());
+  const auto put = [&](const std::string& file, int age_s) {
+    const auto path = packed.parent_path() / file;
+    std::ofstream(path) << "x";
+    std::filesystem::last_write_time(
+        path, std::filesystem::file_time_type::clock::now() - std::chrono::seconds(age_s));
+  };
+  const std::string first = calibrated_file_name(name, 0xABC), second = calibrated_file_name(name, 0xDEF);
+  EXPECT_THAT(first, testing::EndsWith(".int8.calibrated-0000000000000abc.mrpack"));
+  put(name, 0);
+  put("other-" + first, 0);
+  put(first + ".partial.old", 0);
+  put(calibrated_file_name(name, 7) + ".partial", 5);
+  put(calibrated_file_name(name, 7) + ".journal", 5);
+  put(first, 30);
+  put(second, 20);
+  auto files = calibrated_files(packed);
+  ASSERT_EQ(files.size(), 3u);
+  EXPECT_EQ(files[0].path.filename(), second) << "the newest";
+  EXPECT_EQ(files[1].path.filename(), first);
+  EXPECT_TRUE(files[0].whole && files[1].whole);
+  EXPECT_EQ(files[2].path.filename(), calibrated_file_name(name, 7));
+  EXPECT_FALSE(files[2].whole);
+  put(first, 10);
+  EXPECT_EQ(calibrated_files(packed)[0].path.filename(), first);
+}
+
+// The head as the INT8 path has it, before it is rounded.
+std::vector<float> exact_head(const TinyCheckpoint& checkpoint) {
+  const ModelConfig& config = checkpoint.config;
+  std::vector<float> w = checkpoint.tensors.at("model.embed_tokens.weight").values;
+  scale_columns(w.data(), config.vocab_size, config.hidden_size,
+                checkpoint.tensors.at("model.norm.weight").values.data());
+  rotate_columns(w.data(), config.vocab_size, config.hidden_size, stream_rotation(config));
+  return w;
+}
+
+// Mean square of what the rounding of a linear's weights changes in its products with the rows x.
+double product_error(const Linear& linear, const std::vector<float>& exact, const std::vector<float>& x) {
+  const auto k = static_cast<size_t>(linear.k);
+  double sum = 0;
+  for (size_t channel = 0; channel < static_cast<size_t>(linear.n); ++channel) {
+    std::vector<double> error(k);
+    for (size_t j = 0; j < k; ++j) {
+      const size_t tile = channel / 16 * (static_cast<size_t>(kernels::padded_k(linear.k)) / 64) + j / 64;
+      const int8_t q = linear.s8.tiles[tile * 1024 + j % 64 / 4 * 64 + channel % 16 * 4 + j % 4];
+      error[j] =
+          static_cast<double>(exact[channel * k + j] - linear.s8.scale[channel] * static_cast<float>(q));
+    }
+    for (size_t row = 0; row < x.size(); row += k) {
+      double off = 0;
+      for (size_t j = 0; j < k; ++j) off += error[j] * static_cast<double>(x[row + j]);
+      sum += off * off;
+    }
+  }
+  return sum;
+}
+
+// Rounded for rows that lie near a few directions, a product of such rows is nearer to the float one.
+TEST_F(Pack, ACalibratedProductIsNearerToTheFloatOne) {
+  const ModelConfig config = tiny_config(Architecture::llama);
+  const TinyCheckpoint source = tiny_checkpoint(config, 7);
+  const auto checkpoint = write(source);
+  const auto inputs = CalibrationInputs::create(folder, 1).value();
+  const auto rows_of = [&](uint64_t seed) {
+    return fixtures::correlated_rows(200, config.hidden_size, 9, 1, seed);
+  };
+  ASSERT_TRUE(fixtures::add_rows(*inputs, "head", 0, rows_of(2), config.hidden_size).has_value());
+  const auto plain = pack(checkpoint, PackType::int8);
+  ASSERT_TRUE(pack_checkpoint(checkpoint, folder / "calibrated",
+                              {.threads = 1, .progress = {}, .calibration = inputs.get()})
+                  .has_value());
+  const auto calibrated = PackedModel::open(folder / "calibrated").value();
+  EXPECT_NE(plain->fingerprint(), calibrated->fingerprint());
+  EXPECT_EQ(plain->size_bytes(), calibrated->size_bytes());
+  const auto head_of = [](const PackedModel& model) -> const Linear& {
+    return std::get<HeadModule>(model.graph().modules.back()).head;
+  };
+  EXPECT_EQ(calibrated->section_at(head_of(*calibrated).s8.tiles), "head");
+  EXPECT_EQ(calibrated->section_at(head_of(*calibrated).s8.scale), "");
+  const std::vector<float> exact = exact_head(source), to_come = rows_of(3);
+  const double off = product_error(head_of(*calibrated), exact, to_come),
+               without = product_error(head_of(*plain), exact, to_come);
+  fmt::print("square error of the calibrated head: {:.3f} of the plain one's\n", off / without);
+  EXPECT_LT(off, 0.5 * without);
 }
 
 TEST_F(Pack, GraphsNameTheirWeights) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <unordered_map>
 
 #include "base/file.h"
@@ -55,6 +56,14 @@ class Packed final : public PackedModel {
     const auto begin = reinterpret_cast<uintptr_t>(bytes_.data()) / kPage * kPage;
     ::madvise(reinterpret_cast<void*>(begin),
               reinterpret_cast<uintptr_t>(bytes_.data()) + bytes_.size() - begin, MADV_WILLNEED);
+  }
+
+  std::string_view section_at(const void* first_byte) const override {
+    const auto at = reinterpret_cast<uintptr_t>(first_byte) - reinterpret_cast<uintptr_t>(bytes_.data());
+    // Sections lie in the order of their offsets; an empty one shares its place with the next.
+    const auto found = std::ranges::upper_bound(directory_.sections, at, {}, &Section::offset);
+    if (found == directory_.sections.begin() || std::prev(found)->offset != at) return {};
+    return std::prev(found)->name;
   }
 
   MappedFile mapping;  // empty when the bytes are the caller's

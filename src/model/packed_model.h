@@ -11,8 +11,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
+#include "model/calibration.h"
 #include "model/config.h"
 #include "model/graph.h"
 #include "model/tokenizer.h"
@@ -37,6 +39,9 @@ struct PackOptions {
   PackType type = PackType::int8;
   int threads = 1;
   Progress progress;
+  // INT8: what a text showed of the inputs of linears, whose weights are then rounded for it
+  // (docs/decisions/0008-calibrated-rounding.md). Null, or outlives the call.
+  const CalibrationInputs* calibration = nullptr;
 };
 
 // Reads a checkpoint (a .gguf file, or a Hugging Face folder) and writes the packed file. Streams: whatever the
@@ -59,6 +64,16 @@ void remove_unfinished_pack(const std::filesystem::path& packed);
 // A name for the packed form of this checkpoint that changes when the checkpoint, the type or the layout changes:
 // "<stem>-<16 hex digits>.<type>.mrpack". Reads metadata (size, mtime, header bytes), not the weights.
 Expected<std::string> packed_file_name(const std::filesystem::path& checkpoint, PackType type);
+
+// What its name becomes with a calibration: "<stem>-<16 hex digits>.int8.calibrated-<16 hex digits>.mrpack".
+std::string calibrated_file_name(std::string_view packed_file_name, uint64_t digest);
+// The calibrated forms beside a packed file (which need not be there): whole ones, the newest first, then those that a
+// killed pack_checkpoint() has begun.
+struct CalibratedFile {
+  std::filesystem::path path;
+  bool whole = false;
+};
+std::vector<CalibratedFile> calibrated_files(const std::filesystem::path& packed);
 
 class PackedModel {
  public:
@@ -84,6 +99,9 @@ class PackedModel {
   // the sampling defaults may differ, so that two hosts may keep a model under two names.
   virtual uint64_t fingerprint() const = 0;
   virtual void advise_will_need() const = 0;
+  // The name of the section whose first byte this is, such as a linear's tiles; "" for other addresses. The packed forms of
+  // a checkpoint, and every layout of one version, have the same names.
+  virtual std::string_view section_at(const void* first_byte) const = 0;
 };
 
 }  // namespace millrace::model

@@ -122,6 +122,8 @@ void Packer::add_rows(const PlannedLinear& l, int64_t begin, int64_t end) {
   }
   for (const ByteRange& place : job.places) job.cost += place.size;
   job.scratch_bytes = floats * sizeof(float) + job.cost + kJobOverhead;
+  if (feedback_ && stored_type(l) == PackType::int8)  // what it aims at, and the bytes before they are tiles
+    job.scratch_bytes += floats * (sizeof(float) + 1) + feedback_->bytes(l);
   jobs_.push_back(std::move(job));
 }
 
@@ -195,6 +197,25 @@ Expected<void> Packer::load_rows(const PlannedLinear& l, int64_t begin, int64_t 
   return {};
 }
 
+// Rows [begin, end) in scratch.floats to scratch.rounded and scratch.scale, each for the inputs that it
+// reads.
+Expected<void> Packer::round_rows(const PlannedLinear& l, int64_t begin, int64_t end,
+                                  PackScratch& scratch) const {
+  scratch.rounded.resize(static_cast<size_t>((end - begin) * l.k));
+  std::fill(scratch.scale.begin(), scratch.scale.end(), 0.0f);
+  const int64_t group = l.rows_per_input > 0 ? l.rows_per_input : l.rows();
+  for (int64_t row = begin; row < end;) {
+    const int64_t first = row / group * group, stop = std::min(end, first + group);
+    const auto feedback = MR_TRY(feedback_->get(l, static_cast<int>(first)));
+    const auto at = static_cast<size_t>(row - begin);
+    model::round_rows(scratch.floats.data() + at * static_cast<size_t>(l.k), static_cast<int>(stop - row),
+                      l.k, *feedback, scratch.rounded.data() + at * static_cast<size_t>(l.k),
+                      scratch.scale.data() + at, scratch.rounding);
+    row = stop;
+  }
+  return {};
+}
+
 Expected<void> Packer::write_rows(const PlannedLinear& l, int64_t begin, int64_t end, PackScratch& scratch,
                                   JobOutput& out) const {
   const int64_t rows = end - begin;
@@ -205,8 +226,15 @@ Expected<void> Packer::write_rows(const PlannedLinear& l, int64_t begin, int64_t
   scratch.bytes.resize(kernels::weights_s8_tile_bytes(rows, l.k));
   scratch.scale.resize(static_cast<size_t>(channels));
   scratch.sum.resize(static_cast<size_t>(channels));
-  kernels::pack_s8(scratch.floats.data(), l.k, static_cast<int>(rows), l.k, 0, static_cast<int>(rows),
-                   reinterpret_cast<int8_t*>(scratch.bytes.data()), scratch.scale.data(), scratch.sum.data());
+  if (feedback_) {
+    MR_TRY(round_rows(l, begin, end, scratch));
+    kernels::tile_s8(scratch.rounded.data(), l.k, static_cast<int>(rows), l.k,
+                     reinterpret_cast<int8_t*>(scratch.bytes.data()), scratch.sum.data());
+  } else {
+    kernels::pack_s8(scratch.floats.data(), l.k, static_cast<int>(rows), l.k, 0, static_cast<int>(rows),
+                     reinterpret_cast<int8_t*>(scratch.bytes.data()), scratch.scale.data(),
+                     scratch.sum.data());
+  }
   MR_TRY(out.put(scratch.bytes));
   MR_TRY(out.put(bytes_of(scratch.scale.data(), channels)));
   return out.put(bytes_of(scratch.sum.data(), channels));

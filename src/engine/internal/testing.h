@@ -203,6 +203,7 @@ class TinyModel final : public model::PackedModel {
   size_t size_bytes() const override { return 0; }
   uint64_t fingerprint() const override { return 1; }
   void advise_will_need() const override {}
+  std::string_view section_at(const void*) const override { return {}; }
 
  private:
   static bool is_mixture(int layer, const TinySizes& sizes) {

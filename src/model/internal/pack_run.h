@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "model/internal/error_feedback.h"
 #include "model/internal/output_file.h"
 #include "model/internal/packed_layout.h"
 #include "model/packed_model.h"
@@ -24,6 +25,8 @@ struct PackScratch {  // one thread's buffers, kept from job to job
   std::vector<std::byte> bytes;
   std::vector<float> scale;
   std::vector<int32_t> sum;
+  std::vector<int8_t> rounded;
+  RoundScratch rounding;
 };
 
 class JobOutput;

@@ -4,9 +4,11 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "model/internal/calibrated.h"
 #include "model/internal/checkpoint.h"
 #include "model/internal/pack_run.h"
 #include "model/internal/plan.h"
@@ -23,11 +25,14 @@ struct PackLayout {
   const Section& at(const std::string& name) const { return sections[index.at(name)]; }
 };
 
-// All three outlive the packer, and it outlives its jobs.
+// All outlive the packer, and it outlives its jobs.
 class Packer {
  public:
-  Packer(const Checkpoint& checkpoint, const Plan& plan, PackType type, const PackLayout& layout)
-      : checkpoint_(checkpoint), plan_(plan), type_(type), layout_(layout) {}
+  Packer(const Checkpoint& checkpoint, const Plan& plan, PackType type, const PackLayout& layout,
+         const CalibrationInputs* calibration)
+      : checkpoint_(checkpoint), plan_(plan), type_(type), layout_(layout) {
+    if (calibration != nullptr && type == PackType::int8) feedback_.emplace(*calibration);
+  }
 
   // In the order of the file.
   std::vector<PackJob> jobs();
@@ -53,6 +58,7 @@ class Packer {
   Expected<void> write_bias(const PlannedLinear& l, JobOutput& out) const;
   Expected<void> write_rows(const PlannedLinear& l, int64_t begin, int64_t end, PackScratch& scratch,
                             JobOutput& out) const;
+  Expected<void> round_rows(const PlannedLinear& l, int64_t begin, int64_t end, PackScratch& scratch) const;
   Expected<void> turn_rows(const PlannedPart& part, float* w, int64_t rows, int64_t columns) const;
   Expected<void> load_rows(const PlannedLinear& l, int64_t begin, int64_t end, float* out) const;
 
@@ -60,6 +66,7 @@ class Packer {
   const Plan& plan_;
   const PackType type_;
   const PackLayout& layout_;
+  mutable std::optional<FeedbackCache> feedback_;
   std::deque<PlannedLinear> of_experts_;  // jobs refer to them
   std::vector<PackJob> jobs_;
 };

@@ -58,6 +58,9 @@ struct PlannedLinear {
   TensorName folded_gain;     // the norm before this linear; INT8: multiplied into the columns. Empty: none
   TensorName second_gain;   // where two normed rows are joined: of the second half, folded_gain of the first
   Rotation rotate_columns;  // INT8: how inputs arrive
+  int rows_per_input = 0;   // > 0: so many rows read an input of their own, the next so many another
+  bool of_one_expert = false;  // of an expert of many, which a text may hardly ever reach
+  std::string also_read_by;    // with it: the router's section, which reads the rows of all experts
   int rows() const;
   std::string section_of(int expert) const;   // the section, numbered
   PlannedLinear of_expert(int expert) const;  // this expert's own linear
