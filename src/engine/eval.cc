@@ -100,6 +100,7 @@ Expected<EvalResult> evaluate(std::shared_ptr<const model::PackedModel> model,
   double loss = 0, reference_loss = 0, kl = 0;
   int64_t same = 0;
   std::vector<Position> positions(kChunk);
+  std::vector<float> kls;
   for (size_t begin = 0; begin + 1 < tokens.size(); begin += static_cast<size_t>(options.window)) {
     const auto window = std::span<const TokenId>(tokens).subspan(
         begin, std::min(static_cast<size_t>(options.window), tokens.size() - begin));
@@ -117,6 +118,7 @@ Expected<EvalResult> evaluate(std::shared_ptr<const model::PackedModel> model,
         loss += position.loss;
         reference_loss += position.reference_loss;
         kl += position.kl;
+        kls.push_back(static_cast<float>(position.kl));
         result.kl_max = std::max(result.kl_max, position.kl);
         same += position.same_top;
       }
@@ -129,6 +131,9 @@ Expected<EvalResult> evaluate(std::shared_ptr<const model::PackedModel> model,
   result.perplexity = std::exp(loss / count);
   result.reference_perplexity = std::exp(reference_loss / count);
   result.kl_mean = kl / count;
+  const auto middle = kls.begin() + static_cast<int64_t>(kls.size() / 2);
+  std::ranges::nth_element(kls, middle);
+  result.kl_median = static_cast<double>(*middle);
   result.top1_agreement = static_cast<double>(same) / count;
   return result;
 }

@@ -26,9 +26,11 @@ struct EvalOptions {
 struct EvalResult {
   double perplexity = 0;  // of `model`
   double reference_perplexity = 0;
-  double kl_mean = 0, kl_max = 0;  // nats, reference || model
-  double top1_agreement = 0;       // 0 to 1
-  int64_t tokens = 0;              // scored
+  // Nats, reference || model. With a mixture of experts a few positions at which a router picks another
+  // expert can be most of the mean; the median says what the others cost.
+  double kl_mean = 0, kl_median = 0, kl_max = 0;
+  double top1_agreement = 0;  // 0 to 1
+  int64_t tokens = 0;         // scored
 };
 
 // Both models must have one vocabulary; the text is tokenized by `model`'s tokenizer, special tokens as plain

@@ -46,6 +46,7 @@ Executor::Executor(std::shared_ptr<const model::PackedModel> model, const Execut
       max_rows_(options.max_rows),
       max_logit_rows_(options.max_logit_rows),
       record_experts_(options.record_experts),
+      observer_(options.observer),
       mtp_(options.drafts && !model_->graph().mtp.empty() ? &model_->graph().mtp.front() : nullptr),
       max_positions_(options.max_positions),
       team_(options.cpus) {

@@ -37,6 +37,16 @@ namespace millrace::engine {
 // `drafts` the MTP layer has its place after the model's layers.
 kernels::KvShape kv_shape_of(const model::PackedModel& model, bool drafts = false);
 
+// Sees what INT8 products read (calibration); called by compute threads.
+class InputObserver {
+ public:
+  virtual ~InputObserver() = default;
+  // Rows that are about to be multiplied by the channels from n_begin on of the matrix whose first tile this is (by rows:
+  // once a row for each matrix, or for each range of its channels), or that came to the router with these weights.
+  virtual void rows(const void* weights, int n_begin, const int8_t* values, int64_t stride, const float* scale,
+                    int rows) = 0;
+};
+
 struct ExecutorOptions {
   std::vector<int> cpus = {-1};  // one thread each
   int max_rows = 512;
@@ -46,6 +56,7 @@ struct ExecutorOptions {
   int panel_rows = 0;               // by-rows panel, a multiple of 32; 0: chosen for speed
   int column_rows_max = 0;      // steps up to this many rows run by columns; 0: chosen for speed, -1: never
   bool drafts = false;          // with the model's first MTP layer; refused where it has none
+  InputObserver* observer = nullptr;  // for steps by rows of INT8 models (column_rows_max -1)
   bool record_experts = false;  // keep what the last step's routers chose, for chosen_experts()
 };
 
@@ -301,6 +312,7 @@ class Executor final : public StepModel {
   const kernels::KvShape shape_;
   const int max_rows_, max_logit_rows_;
   const bool record_experts_;
+  InputObserver* const observer_;
   int panel_rows_ = 0, column_rows_max_ = 0, shared_rows_ = 0;
   int64_t act_stride_ = 0;  // bytes; the others in floats
   int64_t float_stride_ = 0, residual_stride_ = 0, qkv_stride_ = 0, attended_stride_ = 0, gate_up_stride_ = 0;

@@ -113,6 +113,9 @@ void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread
   ThreadMixture& own = thread_mixture_[static_cast<size_t>(thread)];
   own.groups.build(in.chosen, config_.moe.experts_per_token, rows);
   if (thread == 0) note_choice(mixture, in);
+  if (thread == 0 && observer_ != nullptr)
+    for (const int32_t row : rows)
+      observer_->rows(mixture.router->weight, 0, in.in.at(row).q8, 0, in.in.at(row).scale, 1);
   if (next != nullptr) {
     rows_experts_up(mixture, in, rows, thread, next[0]);
   } else {

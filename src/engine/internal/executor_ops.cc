@@ -56,6 +56,7 @@ void Executor::linear(const model::Linear& weights, const ActRows& in, int rows,
                       float* out, int64_t out_stride, bool accumulate, const After& after) const {
   if (n_begin >= n_end) return;
   if (int8_) {
+    if (observer_ != nullptr) observer_->rows(weights.s8.tiles, n_begin, in.q8, in.q8_stride, in.scale, rows);
     const kernels::GemmS8Args args{.a = in.q8,
                                    .a_stride = in.q8_stride,
                                    .a_scale = in.scale,
