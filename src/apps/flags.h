@@ -18,6 +18,7 @@ namespace millrace::apps {
 struct ModelFlags {
   std::string model = "smollm2";
   std::string dtype = "auto";  // auto = int8
+  bool calibrated = true;      // the form that `pack --calibrate` made, where there is one
 };
 void add_model_flags(CLI::App& app, ModelFlags& flags);
 Expected<model::PackType> pack_type_of(const std::string& dtype);

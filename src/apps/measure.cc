@@ -73,6 +73,9 @@ Expected<engine::EvalResult> eval(const EvalFlags& flags) {
   ModelFlags reference_flags = flags.model;
   reference_flags.dtype = flags.against;
   const auto reference = MR_TRY(open_model(reference_flags));
+  if (reference->type() != model::PackType::float32)
+    return invalid(fmt::format("{} is a packed file of INT8 weights: name the checkpoint, of which there is a float32 form",
+                               flags.model.model));
   ProgressBar bar("evaluating");
   engine::EvalOptions options;
   options.window = flags.window;
@@ -101,6 +104,7 @@ int run_eval_command(const EvalFlags& flags) {
                                                                   {"reference_perplexity", result->reference_perplexity},
                                                                   {"perplexity_change_pct", change},
                                                                   {"kl_mean_nats", result->kl_mean},
+                                                                  {"kl_median_nats", result->kl_median},
                                                                   {"kl_max_nats", result->kl_max},
                                                                   {"top1_agreement", result->top1_agreement}}));
     return 0;
@@ -108,7 +112,8 @@ int run_eval_command(const EvalFlags& flags) {
   fmt::print("tokens predicted      {}\n", result->tokens);
   fmt::print("perplexity            {:.4f}   ({} {:.4f}: {:+.2f} %)\n", result->perplexity, flags.against,
              result->reference_perplexity, change);
-  fmt::print("KL({} || this)   mean {:.5f}, largest {:.3f} nats\n", flags.against, result->kl_mean, result->kl_max);
+  fmt::print("KL({} || this)   mean {:.5f}, median {:.5f}, largest {:.3f} nats\n", flags.against, result->kl_mean,
+             result->kl_median, result->kl_max);
   fmt::print("same likeliest token  {:.2f} %\n", 100 * result->top1_agreement);
   return 0;
 }

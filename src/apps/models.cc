@@ -12,6 +12,9 @@
 #include "apps/progress.h"
 #include "base/clock.h"
 #include "base/cpu.h"
+#include "base/file.h"
+#include "base/units.h"
+#include "engine/calibrate.h"
 #include "hub/hub.h"
 
 namespace millrace::apps {
@@ -46,12 +49,16 @@ std::string describe(const model::PackProgress& p, double packing_s) {
   return fmt::format("{}  {}", text, p.what);
 }
 
+// Some thousand tokens of the text are read, from all over it.
+constexpr size_t kMaxTextBytes = 256 * kMiB;
+
 Expected<void> pack_to(const std::filesystem::path& checkpoint, const std::filesystem::path& packed,
-                       model::PackType type, const std::string& name) {
+                       model::PackType type, const std::string& name,
+                       const model::CalibrationInputs* calibration = nullptr) {
   std::error_code error;
   std::filesystem::create_directories(packed.parent_path(), error);
-  ProgressBar bar(fmt::format("packing {} ({})", name, type_name(type)));
-  model::PackOptions options{.type = type, .threads = granted_cpus().threads()};
+  ProgressBar bar(fmt::format("packing {} ({}{})", name, type_name(type), calibration != nullptr ? ", calibrated" : ""));
+  model::PackOptions options{.type = type, .threads = granted_cpus().threads(), .progress = {}, .calibration = calibration};
   double packing_since_s = 0;
   options.progress = [&](const model::PackProgress& p) {
     if (packing_since_s == 0 && p.stage == model::PackProgress::Stage::packing)
@@ -92,6 +99,10 @@ Expected<std::string> ensure_packed(const ModelFlags& flags) {
   const auto name = MR_TRY(model::packed_file_name(checkpoint, type));
   const auto packed = hub::packed_folder() / name;
   std::error_code error;
+  if (type == model::PackType::int8 && flags.calibrated) {
+    const auto calibrated = model::calibrated_files(packed);
+    if (!calibrated.empty() && calibrated[0].whole) return calibrated[0].path.string();
+  }
   if (!std::filesystem::exists(packed, error)) {
     remove_forgotten_packs(packed);
     MR_TRY(pack_to(checkpoint, packed, type, flags.model));
@@ -103,6 +114,58 @@ Expected<std::shared_ptr<const model::PackedModel>> open_model(const ModelFlags&
   const auto packed = MR_TRY(ensure_packed(flags));
   return model::PackedModel::open(packed);
 }
+
+namespace {
+
+// The text is looked at before the hours of work that may follow.
+Expected<std::string> pack_calibrated(const PackFlags& flags) {
+  const std::string& name = flags.model.model;
+  if (name.ends_with(".mrpack"))
+    return invalid(fmt::format("--calibrate packs a checkpoint; {} is packed already", name), "calibrate");
+  const auto type = MR_TRY(pack_type_of(flags.model.dtype));
+  if (type != model::PackType::int8) return invalid("--calibrate is for INT8; --dtype float32 rounds nothing", "calibrate");
+  const std::string text = MR_TRY(read_file(flags.calibrate, kMaxTextBytes));
+  if (auto checked = engine::check_calibration_text(text); !checked) {
+    checked.error().message = fmt::format("{}: {}", flags.calibrate, checked.error().message);
+    return std::unexpected(std::move(checked).error());
+  }
+  const auto checkpoint = MR_TRY(hub::resolve(name));
+  std::filesystem::path packed = flags.output;
+  if (flags.output.empty()) {
+    packed = hub::packed_folder() / model::calibrated_file_name(MR_TRY(model::packed_file_name(checkpoint, type)),
+                                                                engine::calibration_digest(text));
+    std::error_code error;
+    if (std::filesystem::exists(packed, error)) {
+      // The one asked for last is the one that is served.
+      std::filesystem::last_write_time(packed, std::filesystem::file_time_type::clock::now(), error);
+      return packed.string();
+    }
+  }
+  ModelFlags plain = flags.model;
+  plain.calibrated = false;
+  auto model = MR_TRY(open_model(plain));
+  const auto folder = std::filesystem::absolute(packed).parent_path();
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (flags.output.empty()) remove_forgotten_packs(packed);
+  auto inputs = [&] {
+    ProgressBar bar(fmt::format("reading {} with {}", std::filesystem::path(flags.calibrate).filename().string(), name));
+    engine::CalibrateOptions options;
+    options.cpus = engine_options({}).cpus;
+    options.progress = [&](int64_t done, int64_t total) {
+      bar.update(static_cast<double>(done) / static_cast<double>(total), fmt::format("{} of {} tokens", done, total));
+    };
+    return engine::gather_inputs(std::move(model), text, folder, options);  // packing does not hold it mapped
+  }();
+  if (!inputs) {
+    inputs.error().message = fmt::format("{}: {}", flags.calibrate, inputs.error().message);
+    return std::unexpected(std::move(inputs).error());
+  }
+  MR_TRY(pack_to(checkpoint, packed, type, name, inputs->get()));
+  return packed.string();
+}
+
+}  // namespace
 
 int run_pull(const std::string& model, bool if_missing) {
   const auto here = hub::resolve(model);
@@ -172,13 +235,14 @@ int run_rm(const std::vector<std::string>& models) {
   return status;
 }
 
-int run_pack(const ModelFlags& flags, const std::string& output) {
+int run_pack(const PackFlags& flags) {
   const auto done = [&]() -> Expected<std::string> {
-    if (output.empty()) return ensure_packed(flags);
-    const auto type = MR_TRY(pack_type_of(flags.dtype));
-    const auto checkpoint = MR_TRY(hub::resolve(flags.model));
-    MR_TRY(pack_to(checkpoint, output, type, flags.model));
-    return output;
+    if (!flags.calibrate.empty()) return pack_calibrated(flags);
+    if (flags.output.empty()) return ensure_packed(flags.model);
+    const auto type = MR_TRY(pack_type_of(flags.model.dtype));
+    const auto checkpoint = MR_TRY(hub::resolve(flags.model.model));
+    MR_TRY(pack_to(checkpoint, flags.output, type, flags.model.model));
+    return flags.output;
   }();
   if (!done) return report(done.error());
   std::error_code error;

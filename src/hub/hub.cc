@@ -39,8 +39,12 @@ Expected<fs::path> local_path(std::string_view model) {
 
 std::vector<fs::path> packed_paths(const fs::path& checkpoint) {  // there or not
   std::vector<fs::path> out;
-  for (const auto type : {model::PackType::int8, model::PackType::float32})
-    if (const auto name = model::packed_file_name(checkpoint, type)) out.push_back(packed_folder() / *name);
+  for (const auto type : {model::PackType::int8, model::PackType::float32}) {
+    const auto name = model::packed_file_name(checkpoint, type);
+    if (!name) continue;
+    out.push_back(packed_folder() / *name);
+    for (const auto& file : model::calibrated_files(out.back())) out.push_back(file.path);
+  }
   return out;
 }
 

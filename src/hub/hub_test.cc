@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "hub/internal/store.h"
+#include "model/packed_model.h"
 
 namespace millrace::hub {
 namespace {
@@ -58,6 +59,24 @@ TEST_F(HubTest, PulledModelsAreFoundListedAndRemoved) {
   EXPECT_FALSE(fs::exists(small.parent_path()));
   EXPECT_EQ(remove("smollm2").error().code, Code::not_found);
   EXPECT_EQ(list().size(), 1u);
+}
+
+TEST_F(HubTest, PackedFilesOfAModelAreListedAndRemovedWithIt) {
+  const fs::path checkpoint = place("smollm2", "model.gguf");
+  const std::string plain = model::packed_file_name(checkpoint, model::PackType::int8).value();
+  const std::string calibrated = model::calibrated_file_name(plain, 7),
+                    begun = model::calibrated_file_name(plain, 8);
+  fs::create_directories(packed_folder());
+  for (const std::string& file :
+       {plain, calibrated, begun + ".partial", begun + ".journal", std::string("another.int8.mrpack")})
+    std::ofstream(packed_folder() / file) << "12345";
+  const auto models = list();
+  ASSERT_EQ(models.size(), 1u);
+  ASSERT_EQ(models[0].packed.size(), 2u);
+  EXPECT_EQ(models[0].packed[1].path.filename(), calibrated);
+  EXPECT_EQ(models[0].packed[1].bytes, 5u);
+  ASSERT_TRUE(remove("smollm2"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(packed_folder()), {}), 1) << "only the other model's";
 }
 
 TEST_F(HubTest, AFolderWithoutAManifestIsNobodysModel) {
