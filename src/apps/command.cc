@@ -133,8 +133,9 @@ void add_models(CLI::App& app, Verbs& verbs) {
       ->check(CLI::ExistingFile);
   pack->footer("Needs at most 2 GiB of memory, whatever the size of MODEL. Stopped or killed, the same command continues where it "
                "was.\n\n--calibrate first reads 8,192 tokens from all over the text with MODEL (32,768 with a mixture of "
-               "experts), and\nfor that needs the memory that serving needs. serve, run, bench and eval then take this file; of "
-               "several the one\nmade or asked for last, and with --no-calibrated the plain one.\n\nExamples:\n  millrace pack "
+               "experts), and\nfor that needs the memory that serving needs, and the plain packed file, which stays in the cache. Stopped, "
+               "it reads\nthe text again. serve, run, bench and eval then take this file, and say so; of "
+               "several the one made or asked for\nlast, and with --no-calibrated the plain one.\n\nExamples:\n  millrace pack "
                "smollm2\n  millrace pack smollm2 --calibrate notes.txt\n  millrace eval smollm2 --text other.txt\n  millrace eval "
                "smollm2 --text other.txt --no-calibrated");
 }

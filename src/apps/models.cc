@@ -101,7 +101,11 @@ Expected<std::string> ensure_packed(const ModelFlags& flags) {
   std::error_code error;
   if (type == model::PackType::int8 && flags.calibrated) {
     const auto calibrated = model::calibrated_files(packed);
-    if (!calibrated.empty() && calibrated[0].whole) return calibrated[0].path.string();
+    if (!calibrated.empty() && calibrated[0].usable) {
+      fmt::print(stderr, "{}: the calibrated form {} (--no-calibrated: the plain one)\n", flags.model,
+                 calibrated[0].path.string());
+      return calibrated[0].path.string();
+    }
   }
   if (!std::filesystem::exists(packed, error)) {
     remove_forgotten_packs(packed);
@@ -124,7 +128,10 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
     return invalid(fmt::format("--calibrate packs a checkpoint; {} is packed already", name), "calibrate");
   const auto type = MR_TRY(pack_type_of(flags.model.dtype));
   if (type != model::PackType::int8) return invalid("--calibrate is for INT8; --dtype float32 rounds nothing", "calibrate");
-  const std::string text = MR_TRY(read_file(flags.calibrate, kMaxTextBytes));
+  std::error_code error;
+  if (std::filesystem::is_directory(flags.output, error))
+    return invalid(fmt::format("{} is a folder; a file is to be written there", flags.output), "output");
+  std::string text = MR_TRY(read_file(flags.calibrate, kMaxTextBytes));
   if (auto checked = engine::check_calibration_text(text); !checked) {
     checked.error().message = fmt::format("{}: {}", flags.calibrate, checked.error().message);
     return std::unexpected(std::move(checked).error());
@@ -134,10 +141,12 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
   if (flags.output.empty()) {
     packed = hub::packed_folder() / model::calibrated_file_name(MR_TRY(model::packed_file_name(checkpoint, type)),
                                                                 engine::calibration_digest(text));
-    std::error_code error;
     if (std::filesystem::exists(packed, error)) {
       // The one asked for last is the one that is served.
       std::filesystem::last_write_time(packed, std::filesystem::file_time_type::clock::now(), error);
+      if (error)
+        return fail(Code::unavailable, fmt::format("{} is there, but cannot be made the one that is served: {}",
+                                                   packed.string(), error.message()));
       return packed.string();
     }
   }
@@ -145,7 +154,6 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
   plain.calibrated = false;
   auto model = MR_TRY(open_model(plain));
   const auto folder = std::filesystem::absolute(packed).parent_path();
-  std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (flags.output.empty()) remove_forgotten_packs(packed);
   auto inputs = [&] {
@@ -158,9 +166,11 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
     return engine::gather_inputs(std::move(model), text, folder, options);  // packing does not hold it mapped
   }();
   if (!inputs) {
-    inputs.error().message = fmt::format("{}: {}", flags.calibrate, inputs.error().message);
+    if (inputs.error().param == "calibrate")
+      inputs.error().message = fmt::format("{}: {}", flags.calibrate, inputs.error().message);
     return std::unexpected(std::move(inputs).error());
   }
+  std::string().swap(text);  // as much as 256 MiB of the 2 GiB that packing may hold
   MR_TRY(pack_to(checkpoint, packed, type, name, inputs->get()));
   return packed.string();
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <future>
 #include <numeric>
 #include <string>
 #include <unordered_map>
@@ -169,9 +170,11 @@ uint64_t calibration_digest(std::string_view text) {
                                          kCalibrationWindows, kCalibrationWindowsMixture)));
 }
 
-Expected<std::unique_ptr<model::CalibrationInputs>> gather_inputs(
-    std::shared_ptr<const model::PackedModel> model, std::string_view text,
-    const std::filesystem::path& folder, const CalibrateOptions& options) {
+namespace {
+Expected<std::unique_ptr<model::CalibrationInputs>> gather(std::shared_ptr<const model::PackedModel> model,
+                                                           std::string_view text,
+                                                           const std::filesystem::path& folder,
+                                                           const CalibrateOptions& options) {
   if (model->type() != model::PackType::int8)
     return invalid("calibration reads the text with a model that is packed as INT8");
   MR_TRY(check_calibration_text(text));
@@ -207,16 +210,32 @@ Expected<std::unique_ptr<model::CalibrationInputs>> gather_inputs(
   std::vector<int32_t> page_numbers(static_cast<size_t>(pages));
   for (int32_t& page : page_numbers) page = pool.allocate();
   // What every token goes through has inputs enough in kCalibrationWindows of them.
-  const size_t all_every = (windows.size() + kCalibrationWindows - 1) / kCalibrationWindows;
+  const auto in_share = [&](size_t i) {  // at even distances, kCalibrationWindows of them
+    return windows.size() <= kCalibrationWindows || i == 0 ||
+           i * kCalibrationWindows / windows.size() != (i - 1) * kCalibrationWindows / windows.size();
+  };
   int64_t done = 0;
   for (size_t i = 0; i < windows.size(); ++i) {
-    collector.want_all(i % all_every == 0);
+    collector.want_all(in_share(i));
     read_window(*executor, collector, pool.base(), page_numbers, windows[i], drafts);
     MR_TRY(inputs->status());
     done += static_cast<int64_t>(windows[i].size());
     if (options.progress) options.progress(done, total);
   }
   return inputs;
+}
+
+}  // namespace
+
+// On a thread of its own: a team pins whoever calls it, and the caller goes on to pack with all cores.
+Expected<std::unique_ptr<model::CalibrationInputs>> gather_inputs(
+    std::shared_ptr<const model::PackedModel> model, std::string_view text,
+    const std::filesystem::path& folder, const CalibrateOptions& options) {
+  return std::async(std::launch::async,
+                    [&, model = std::move(model)]() mutable {
+                      return gather(std::move(model), text, folder, options);
+                    })
+      .get();
 }
 
 }  // namespace millrace::engine

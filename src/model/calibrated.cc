@@ -1,6 +1,7 @@
 #include "model/internal/calibrated.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/units.h"
 
@@ -37,6 +38,8 @@ Expected<Feedback> feedback_of(const CalibrationInputs& inputs, const PlannedLin
     if (router_rows > 0)
       MR_TRY(moments.add(inputs, router, router_rows,
                          static_cast<double>(missing) / static_cast<double>(router_rows)));
+    // Squares may overflow where values did not: such a matrix is rounded plainly.
+    if (!std::isfinite(moments.trace())) return Feedback{};
     out.emplace_back(std::move(moments), damping);
   }
   return out;

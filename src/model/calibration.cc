@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -33,7 +34,8 @@ constexpr size_t kHeaderBytes = 12;
 
 class Inputs final : public CalibrationInputs {
  public:
-  Inputs(int file, uint64_t digest) : file_(file), digest_(digest) {}
+  Inputs(int file, uint64_t digest, std::string folder)
+      : file_(file), digest_(digest), folder_(std::move(folder)) {}
   ~Inputs() override { ::close(file_); }
   Inputs(const Inputs&) = delete;
   Inputs& operator=(const Inputs&) = delete;
@@ -41,29 +43,47 @@ class Inputs final : public CalibrationInputs {
 
   Expected<void> add(std::string_view section, int first_channel, int width, const int8_t* values,
                      int64_t stride, const float* scale, int rows) override {
-    if (rows == 0) return {};
     const size_t row_bytes = row_bytes_of(width);
-    std::vector<char> bytes(static_cast<size_t>(rows) * row_bytes);
+    std::vector<char> bytes;
+    bytes.reserve(static_cast<size_t>(rows) * row_bytes);
+    int kept = 0;
     for (int row = 0; row < rows; ++row) {
-      char* to = bytes.data() + static_cast<size_t>(row) * row_bytes;
+      // One such row would make sums of squares, and with them every weight of the matrix, say nothing.
+      if (!std::isfinite(scale[row])) continue;
+      ++kept;
+      bytes.resize(bytes.size() + row_bytes);
+      char* to = bytes.data() + bytes.size() - row_bytes;
       const auto own = std::span(values + row * stride, static_cast<size_t>(width));
       const uint64_t hash = hash64(std::as_bytes(own), std::bit_cast<uint32_t>(scale[row]));
       std::memcpy(to, &hash, sizeof hash);
       std::memcpy(to + sizeof hash, &scale[row], sizeof(float));
       std::memcpy(to + kHeaderBytes, own.data(), own.size());
     }
+    if (kept == 0) return status_of_now();
     const std::lock_guard lock(mutex_);
     MR_TRY(status_);
     Slot& slot = slots_[{std::string(section), first_channel}];
     MR_CHECK(slot.width == 0 || slot.width == width, "the rows of one matrix have one width");
     slot.width = width;
-    slot.rows += rows;
-    slot.pieces.push_back({end_, rows});
+    slot.rows += kept;
+    if (!slot.pieces.empty() &&
+        slot.pieces.back().offset + static_cast<uint64_t>(slot.pieces.back().rows) * row_bytes == end_) {
+      slot.pieces.back().rows += kept;
+    } else {
+      slot.pieces.push_back({end_, kept});
+    }
     status_ = write_at_end(bytes);
     return status_;
   }
 
   Expected<void> status() const override { return status_; }
+
+  uint64_t memory_bytes() const override {
+    uint64_t bytes = 0;
+    for (const auto& [key, slot] : slots_)
+      bytes += sizeof(slot) + 128 + key.first.size() + slot.pieces.capacity() * sizeof(Piece);
+    return bytes;
+  }
 
   int64_t rows(std::string_view section, int first_channel) const override {
     const auto slot = slots_.find({std::string(section), first_channel});
@@ -128,6 +148,10 @@ class Inputs final : public CalibrationInputs {
     std::vector<Piece> pieces;
   };
 
+  Expected<void> status_of_now() {
+    const std::lock_guard lock(mutex_);
+    return status_;
+  }
   static size_t row_bytes_of(int width) { return kHeaderBytes + static_cast<size_t>(width); }
 
   Expected<void> write_at_end(std::span<const char> bytes) {
@@ -135,7 +159,11 @@ class Inputs final : public CalibrationInputs {
       const ssize_t written =
           ::pwrite(file_, bytes.data() + done, bytes.size() - done, static_cast<off_t>(end_ + done));
       if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) return io_error("cannot keep the inputs of the model");
+      if (written <= 0)
+        return io_error(
+            fmt::format("cannot keep the inputs of the model in {} ({} bytes so far; packing elsewhere with "
+                        "-o puts them there)",
+                        folder_, end_));
       done += static_cast<size_t>(written);
     }
     end_ += bytes.size();
@@ -154,6 +182,7 @@ class Inputs final : public CalibrationInputs {
 
   const int file_;
   const uint64_t digest_;
+  const std::string folder_;
   std::mutex mutex_;  // guards what follows, while rows are added
   Expected<void> status_;
   uint64_t end_ = 0;
@@ -164,11 +193,14 @@ class Inputs final : public CalibrationInputs {
 
 Expected<std::unique_ptr<CalibrationInputs>> CalibrationInputs::create(const std::filesystem::path& folder,
                                                                        uint64_t digest) {
-  std::string name = (folder / ".calibration-XXXXXX").string();
-  const int file = ::mkostemp(name.data(), O_CLOEXEC);
-  if (file < 0) return io_error(fmt::format("cannot make a file in {}", folder.string()));
-  ::unlink(name.c_str());
-  return std::make_unique<Inputs>(file, digest);
+  int file = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (file < 0) {  // not every file system has files without names
+    std::string name = (folder / ".calibration-XXXXXX").string();
+    file = ::mkostemp(name.data(), O_CLOEXEC);
+    if (file < 0) return io_error(fmt::format("cannot make a file in {}", folder.string()));
+    ::unlink(name.c_str());
+  }
+  return std::make_unique<Inputs>(file, digest, folder.string());
 }
 
 }  // namespace millrace::model

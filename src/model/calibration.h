@@ -3,7 +3,7 @@
 // pack_checkpoint() rounds weights for them (PackOptions::calibration);
 // docs/decisions/0008-calibrated-rounding.md says how and why.
 //
-// Rows live in a file without a name, so that little is held in memory (16 bytes for each call of add()) and a
+// Rows live in a file without a name, so that little is held in memory (at most 16 bytes for each call of add()) and a
 // killed process leaves nothing behind. A token takes a byte for each value that entered a product: 0.1 MB with
 // SmolLM2, 12 MB with DeepSeek-V3.
 // add() is thread-safe; the others are too, once nothing is added any more.
@@ -36,11 +36,12 @@ class CalibrationInputs {
   virtual ~CalibrationInputs() = default;
 
   // Rows that a section's output channels from `first_channel` on have read: 0, except where heads read
-  // inputs of their own. The first failure is kept, and returned by every later call here and by find().
+  // inputs of their own. Rows whose scale is no finite number are dropped. The first failure is kept, and returned by every later call here and by find().
   virtual Expected<void> add(std::string_view section, int first_channel, int width, const int8_t* values,
                              int64_t stride, const float* scale, int rows) = 0;
 
   virtual Expected<void> status() const = 0;  // that failure, or none
+  virtual uint64_t memory_bytes() const = 0;  // held while rows are read
 
   virtual int64_t rows(std::string_view section, int first_channel) const = 0;
   // In an order that depends on the rows alone, and is as good as random: by the hash of their values. No

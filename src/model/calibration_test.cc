@@ -76,6 +76,25 @@ TEST_F(Calibration, TheOrderOfRowsIsTheirOwn) {
   EXPECT_NE(kept, given) << "as they came: the order says nothing of hashes";
 }
 
+// An infinite scale would make every sum of squares infinite, and with it every weight of the matrix.
+TEST_F(Calibration, RowsThatAreNoNumbersAreDropped) {
+  const Rows rows(6, 16, 3);
+  const auto inputs = create(), good = create();
+  auto scale = rows.scale;
+  scale[0] = INFINITY;
+  scale[4] = NAN;
+  ASSERT_TRUE(inputs->add("a", 0, 16, rows.row(0), 16, scale.data(), 6).has_value());
+  for (const int row : {1, 2, 3, 5})
+    ASSERT_TRUE(
+        good->add("a", 0, 16, rows.row(row), 16, &rows.scale[static_cast<size_t>(row)], 1).has_value());
+  EXPECT_EQ(inputs->rows("a", 0), 4);
+  EXPECT_EQ(all_of(*inputs, "a"), all_of(*good, "a"));
+  scale.assign(6, INFINITY);
+  ASSERT_TRUE(inputs->add("b", 0, 16, rows.row(0), 16, scale.data(), 6).has_value());
+  EXPECT_EQ(inputs->rows("b", 0), 0);
+  EXPECT_EQ(inputs->find("b", 0).value().width, 0);
+}
+
 TEST_F(Calibration, AddedByManyThreads) {
   const Rows rows(64, 32, 2);
   const auto one = create(), other = create();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/gemm_s8.h"
 
@@ -82,7 +83,7 @@ FeedbackBlock::FeedbackBlock(SecondMoments moments, double damping) : columns_(m
     for (int k = end - 1; k >= begin; --k) {
       const float d = at(k, k);
       // A column that no row has used, and that no damping holds up, carries nothing.
-      const float inverse = d > 0 ? 1 / d : 0;
+      const float inverse = d >= std::numeric_limits<float>::min() ? 1 / d : 0;
       float column[kFeedbackPanel];  // D_k R_jk of the panel's own j < k
       for (int j = begin; j < k; ++j) column[j - begin] = at(j, k);
       for (int i = 0; i < k; ++i) {

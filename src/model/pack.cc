@@ -24,6 +24,9 @@ constexpr int kMaxThreads = 64;
 // Of the 2 GiB that packing may hold (packed_model.h); the rest is for the checkpoint's names and shapes, the
 // jobs, the journal and the program.
 constexpr uint64_t kScratchBudget = 1536 * kMiB;
+uint64_t scratch_budget(const CalibrationInputs* inputs) {  // threads_within() gives one thread in any case
+  return kScratchBudget - std::min(kScratchBudget, inputs != nullptr ? inputs->memory_bytes() : 0);
+}
 constexpr uint64_t kComparePiece = 16 * kMiB;
 
 // What tells one state of a file from another without reading it all: name, size, time of modification, and
@@ -202,7 +205,7 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
       run_jobs({.jobs = jobs,
                 .sections = layout.sections,
                 .file = file,
-                .threads = threads_within(kScratchBudget, std::clamp(options.threads, 1, kMaxThreads), jobs),
+                .threads = threads_within(scratch_budget(options.calibration), std::clamp(options.threads, 1, kMaxThreads), jobs),
                 .forget = size > granted_memory().total_bytes / 2,
                 .progress = options.progress});
   if (done) done = unchanged(checkpoint);
@@ -224,12 +227,14 @@ Expected<std::string> packed_file_name(const std::filesystem::path& checkpoint, 
 }
 
 namespace {
-constexpr std::string_view kExtension = ".mrpack", kCalibrated = ".calibrated-", kPartial = ".partial";
+constexpr std::string_view kExtension = ".mrpack", kCalibrated = ".calibrated", kPartial = ".partial";
+// Of the way in which inputs become weights: files made in another way are not taken.
+std::string calibrated_mark() { return fmt::format("{}{}-", kCalibrated, kCalibrationVersion); }
 }
 
 std::string calibrated_file_name(std::string_view packed_file_name, uint64_t digest) {
   if (packed_file_name.ends_with(kExtension)) packed_file_name.remove_suffix(kExtension.size());
-  return fmt::format("{}{}{:016x}{}", packed_file_name, kCalibrated, digest, kExtension);
+  return fmt::format("{}{}{:016x}{}", packed_file_name, calibrated_mark(), digest, kExtension);
 }
 
 std::vector<CalibratedFile> calibrated_files(const std::filesystem::path& packed) {
@@ -244,10 +249,11 @@ std::vector<CalibratedFile> calibrated_files(const std::filesystem::path& packed
     if (!whole) name.resize(name.size() - kPartial.size());
     if (!name.starts_with(prefix) || !name.ends_with(kExtension)) continue;
     std::error_code ignored;
-    found.emplace_back(it->last_write_time(ignored), CalibratedFile{packed.parent_path() / name, whole});
+    const bool usable = whole && name.starts_with(packed.stem().string() + calibrated_mark());
+    found.emplace_back(it->last_write_time(ignored), CalibratedFile{packed.parent_path() / name, usable});
   }
   std::ranges::sort(found, [](const auto& a, const auto& b) {
-    if (a.second.whole != b.second.whole) return a.second.whole;
+    if (a.second.usable != b.second.usable) return a.second.usable;
     return a.first != b.first ? a.first > b.first : a.second.path < b.second.path;
   });
   std::vector<CalibratedFile> out;

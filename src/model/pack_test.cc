@@ -125,7 +125,7 @@ TEST_F(Pack, CalibratedFormsHaveNamesOfTheirOwn) {
         path, std::filesystem::file_time_type::clock::now() - std::chrono::seconds(age_s));
   };
   const std::string first = calibrated_file_name(name, 0xABC), second = calibrated_file_name(name, 0xDEF);
-  EXPECT_THAT(first, testing::EndsWith(".int8.calibrated-0000000000000abc.mrpack"));
+  EXPECT_THAT(first, testing::EndsWith(".int8.calibrated1-0000000000000abc.mrpack"));
   put(name, 0);
   put("other-" + first, 0);
   put(first + ".partial.old", 0);
@@ -137,9 +137,9 @@ TEST_F(Pack, CalibratedFormsHaveNamesOfTheirOwn) {
   ASSERT_EQ(files.size(), 3u);
   EXPECT_EQ(files[0].path.filename(), second) << "the newest";
   EXPECT_EQ(files[1].path.filename(), first);
-  EXPECT_TRUE(files[0].whole && files[1].whole);
+  EXPECT_TRUE(files[0].usable && files[1].usable);
   EXPECT_EQ(files[2].path.filename(), calibrated_file_name(name, 7));
-  EXPECT_FALSE(files[2].whole);
+  EXPECT_FALSE(files[2].usable);
   put(first, 10);
   EXPECT_EQ(calibrated_files(packed)[0].path.filename(), first);
 }

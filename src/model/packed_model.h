@@ -65,13 +65,13 @@ void remove_unfinished_pack(const std::filesystem::path& packed);
 // "<stem>-<16 hex digits>.<type>.mrpack". Reads metadata (size, mtime, header bytes), not the weights.
 Expected<std::string> packed_file_name(const std::filesystem::path& checkpoint, PackType type);
 
-// What its name becomes with a calibration: "<stem>-<16 hex digits>.int8.calibrated-<16 hex digits>.mrpack".
+// What its name becomes with a calibration: "<stem>-<16 hex digits>.int8.calibrated<version>-<16 hex digits>.mrpack".
 std::string calibrated_file_name(std::string_view packed_file_name, uint64_t digest);
-// The calibrated forms beside a packed file (which need not be there): whole ones, the newest first, then those that a
-// killed pack_checkpoint() has begun.
+// The calibrated forms beside a packed file (which need not be there): usable ones, the newest first, then those that a
+// killed pack_checkpoint() has begun or another kCalibrationVersion has made.
 struct CalibratedFile {
   std::filesystem::path path;
-  bool whole = false;
+  bool usable = false;
 };
 std::vector<CalibratedFile> calibrated_files(const std::filesystem::path& packed);
 

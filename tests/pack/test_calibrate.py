@@ -44,13 +44,20 @@ def test_the_calibrated_file_is_taken_until_it_is_declined(home):
     before = plain.read_bytes()
     calibrated = packed_path(millrace(home, "pack", MODEL, "--calibrate", "text.txt"))
     assert calibrated != plain and calibrated.parent == plain.parent
-    assert calibrated.name.startswith(plain.name.removesuffix(".mrpack") + ".calibrated-")
+    assert calibrated.name.startswith(plain.name.removesuffix(".mrpack") + ".calibrated1-")
     assert calibrated.stat().st_size == len(before) and calibrated.read_bytes() != before
     assert plain.read_bytes() == before, "the plain file is left alone"
     assert packed_files(home) == sorted([plain.name, calibrated.name]), "nothing else is left"
 
-    assert packed_path(millrace(home, "pack", MODEL)) == calibrated
-    assert packed_path(millrace(home, "pack", MODEL, "--no-calibrated")) == plain
+    taken = millrace(home, "pack", MODEL)
+    assert packed_path(taken) == calibrated and f"the calibrated form {calibrated}" in taken.stderr
+    declined = millrace(home, "pack", MODEL, "--no-calibrated")
+    assert packed_path(declined) == plain and "calibrated form" not in declined.stderr
+    # One that an earlier version of calibration made is not taken.
+    old = calibrated.with_name(calibrated.name.replace(".calibrated1-", ".calibrated0-"))
+    calibrated.rename(old)
+    assert packed_path(millrace(home, "pack", MODEL)) == plain
+    old.rename(calibrated)
     # The same text again: found, not made.
     stamp = calibrated.stat().st_ino
     assert packed_path(millrace(home, "pack", MODEL, "--calibrate", "text.txt")) == calibrated
@@ -92,6 +99,8 @@ def test_texts_that_say_too_little_are_refused_by_name_value_and_limit(home):
     assert "float32" in millrace(home, "pack", MODEL, "--calibrate", "text.txt", "--dtype", "float32", status=2).stderr
     plain = packed_path(millrace(home, "pack", MODEL))
     assert "packed already" in millrace(home, "pack", plain, "--calibrate", "text.txt", status=2).stderr
+    (home / "folder").mkdir()
+    assert "folder is a folder" in millrace(home, "pack", MODEL, "--calibrate", "text.txt", "-o", "folder", status=2).stderr
     assert packed_files(home) == [plain.name], "no calibrated file came of it"
 
 
