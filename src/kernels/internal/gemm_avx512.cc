@@ -213,10 +213,24 @@ void block_f32(const GemmF32Args& args, int64_t row, int64_t n) {
 
 void gemm_f32_avx512(const GemmF32Args& args) {
   int64_t n = args.n_begin;
+  if (args.m == 1)  // eight sums at once hide the additions' latency
+    for (; n + 8 <= args.n_end; n += 8) block_f32<1, 8>(args, 0, n);
   for (; n + 4 <= args.n_end; n += 4) {
     int64_t row = 0;
     for (; row + 4 <= args.m; row += 4) block_f32<4, 4>(args, row, n);
-    for (; row < args.m; ++row) block_f32<1, 4>(args, row, n);
+    switch (args.m - row) {
+      case 3:
+        block_f32<3, 4>(args, row, n);
+        break;
+      case 2:
+        block_f32<2, 4>(args, row, n);
+        break;
+      case 1:
+        block_f32<1, 4>(args, row, n);
+        break;
+      default:
+        break;
+    }
   }
   for (; n < args.n_end; ++n)
     for (int64_t row = 0; row < args.m; ++row) block_f32<1, 1>(args, row, n);
