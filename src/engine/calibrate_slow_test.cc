@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <string>
 
 #include "base/file.h"
@@ -22,8 +21,7 @@ class CalibratedTinyDeepSeek : public testing::PackingTest {
  protected:
   void SetUp() override {
     PackingTest::SetUp();
-    const char* named = std::getenv("MILLRACE_TINY_DEEPSEEK");
-    checkpoint = named != nullptr ? named : "tests/models/tiny-deepseek-v3";
+    checkpoint = testing::tiny_deepseek_folder();
     text = read_file(checkpoint / "heldout.txt", testing::kMaxFixtureFile).value_or("");
     ASSERT_GT(text.size(), 200'000u);
   }

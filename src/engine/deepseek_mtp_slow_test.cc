@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <numeric>
@@ -18,6 +17,7 @@
 #include "base/json.h"
 #include "engine/internal/engine_core.h"
 #include "engine/internal/executor.h"
+#include "engine/internal/numbers_testing.h"
 #include "model/packed_model.h"
 
 namespace millrace::engine {
@@ -34,13 +34,12 @@ std::vector<TokenId> ids_of(const json::value& list) {
   return ids;
 }
 
-class TinyDeepSeekMtp : public testing::Test {
+class TinyDeepSeekMtp : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    const char* named = std::getenv("MILLRACE_TINY_DEEPSEEK");
-    checkpoint = named != nullptr ? named : "tests/models/tiny-deepseek-v3";
+    checkpoint = testing::tiny_deepseek_folder();
     const auto folder =
-        std::filesystem::path(testing::TempDir()) / fmt::format("millrace_mtp_{}", ::getpid());
+        std::filesystem::path(::testing::TempDir()) / fmt::format("millrace_mtp_{}", ::getpid());
     for (const auto type : {PackType::int8, PackType::float32}) {
       const auto packed =
           model::pack_checkpoint(checkpoint, folder, {.type = type, .threads = 2, .progress = {}});

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <vector>
 
 #include "base/file.h"
@@ -28,8 +27,7 @@ class TinyDeepSeek : public testing::PackingTest {
  protected:
   void SetUp() override {
     PackingTest::SetUp();
-    const char* named = std::getenv("MILLRACE_TINY_DEEPSEEK");
-    checkpoint = named != nullptr ? named : "tests/models/tiny-deepseek-v3";
+    checkpoint = testing::tiny_deepseek_folder();
     fixtures = testing::read_json(checkpoint / "fixtures.json");
   }
   std::shared_ptr<const model::PackedModel> pack(PackType type) const {

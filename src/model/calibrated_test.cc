@@ -4,32 +4,22 @@
 
 #include <fmt/core.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
-#include <filesystem>
 
 #include "model/fixtures/correlated_inputs.h"
 
 namespace millrace::model {
 namespace {
 
-namespace fs = std::filesystem;
 using fixtures::add_rows;
 using fixtures::correlated_rows;
 
 constexpr int kWidth = 96;
 constexpr int kEnough = static_cast<int>(expert_rows_enough(kWidth));
 
-class Calibrated : public testing::Test {
+class Calibrated : public fixtures::CalibrationInputsTest {
  protected:
-  void SetUp() override {
-    folder = fs::path(testing::TempDir()) / fmt::format("millrace_calibrated_{}", ::getpid());
-    fs::create_directories(folder);
-    inputs = CalibrationInputs::create(folder, 1).value();
-  }
-  void TearDown() override { fs::remove_all(folder); }
-
   void add(std::string_view section, int rows, uint64_t kind, uint64_t seed, int first_channel = 0) {
     ASSERT_TRUE(
         add_rows(*inputs, section, first_channel, correlated_rows(rows, kWidth, 6, kind, seed), kWidth));
@@ -44,9 +34,6 @@ class Calibrated : public testing::Test {
     return {.section = "expert.gate_up", .k = kWidth, .of_one_expert = true, .also_read_by = "router"};
   }
   static PlannedLinear down() { return {.section = "expert.down", .k = kWidth, .of_one_expert = true}; }
-
-  fs::path folder;
-  std::unique_ptr<CalibrationInputs> inputs;
 };
 
 bool same(const FeedbackBlock& a, const FeedbackBlock& b) {

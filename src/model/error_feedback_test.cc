@@ -4,12 +4,10 @@
 
 #include <fmt/core.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 
 #include "base/random.h"
 #include "kernels/gemm_s8.h"
@@ -18,7 +16,6 @@
 namespace millrace::model {
 namespace {
 
-namespace fs = std::filesystem;
 constexpr double kDamping = 0.01;
 
 std::vector<float> random_weights(int rows, int k, uint64_t seed) {
@@ -40,15 +37,8 @@ Rounded round(const std::vector<float>& w, int rows, int k, const Feedback& feed
   return out;
 }
 
-class ErrorFeedback : public testing::Test {
+class ErrorFeedback : public fixtures::CalibrationInputsTest {
  protected:
-  void SetUp() override {
-    folder = fs::path(testing::TempDir()) / fmt::format("millrace_feedback_{}", ::getpid());
-    fs::create_directories(folder);
-    inputs = CalibrationInputs::create(folder, 1).value();
-  }
-  void TearDown() override { fs::remove_all(folder); }
-
   void add(int count, int k, int directions, uint64_t seed = 11) {
     ASSERT_TRUE(
         fixtures::add_rows(*inputs, "x", 0, fixtures::correlated_rows(count, k, directions, 1, seed), k));
@@ -73,8 +63,6 @@ class ErrorFeedback : public testing::Test {
               static_cast<double>(x[i * count + row]) * static_cast<double>(x[j * count + row]);
     return h;
   }
-  fs::path folder;
-  std::unique_ptr<CalibrationInputs> inputs;
 };
 
 // Sum over channels of e^T H e.
