@@ -99,33 +99,39 @@ struct Bench {
     ++next_id;
     return request;
   }
+  std::unique_ptr<EngineCore> core_of(int batch, int max_drafts) {
+    auto core = std::make_unique<EngineCore>(
+        *executor, pool, tokenizer, kernels::row_kernels(),
+        CoreOptions{.max_model_len = longest,
+                    .scheduler = {.max_sequences = std::max(batch, 1),
+                                  .max_rows = std::max(options.max_num_batched_tokens, batch),
+                                  .max_draft_rows = kDraftRows,
+                                  .prefix_caching = false},
+                    .now_ns = monotonic_ns,
+                    .max_drafts = max_drafts});
+    if (max_drafts > 0 && !options.always_speculate) core->set_draft_costs(draft_costs);
+    return core;
+  }
   // Tokens a second of `batch` sequences after their prompts, or (reply 1) of the prompts themselves.
-  double run(int batch, int prompt, int reply, int max_drafts = 0, GroupLoad* last = nullptr) {
-    EngineCore core(*executor, pool, tokenizer, kernels::row_kernels(),
-                    {.max_model_len = longest,
-                     .scheduler = {.max_sequences = std::max(batch, 1),
-                                   .max_rows = std::max(options.max_num_batched_tokens, batch),
-                                   .max_draft_rows = kDraftRows,
-                                   .prefix_caching = false},
-                     .now_ns = monotonic_ns,
-                     .max_drafts = max_drafts});
-    if (max_drafts > 0 && !options.always_speculate) core.set_draft_costs(draft_costs);
+  double run(int batch, int prompt, int reply) { return run(*core_of(batch, 0), batch, prompt, reply); }
+  double run(EngineCore& core, int batch, int prompt, int reply) {
     std::vector<GenerateEvent> events;
+    const uint64_t before = core.load().generated_tokens;
     for (int i = 0; i < batch; ++i) core.add(request(prompt, reply), events);
     int64_t start = monotonic_ns();
-    uint64_t counted_from = 0;
+    uint64_t counted_from = before;
     while (!core.idle()) {
       core.step(events);
       events.clear();
       const auto load = core.load();
       // Decode counts from where every sequence has its first token.
-      if (reply > 1 && counted_from == 0 && load.generated_tokens >= static_cast<uint64_t>(batch)) {
+      if (reply > 1 && counted_from == before &&
+          load.generated_tokens - before >= static_cast<uint64_t>(batch)) {
         start = monotonic_ns();
         counted_from = load.generated_tokens;
       }
     }
     const double seconds = static_cast<double>(monotonic_ns() - start) * 1e-9;
-    if (last != nullptr) *last = core.load();
     const double tokens = reply > 1 ? static_cast<double>(core.load().generated_tokens - counted_from)
                                     : static_cast<double>(prompt) * batch;
     return tokens / seconds;
@@ -143,21 +149,23 @@ struct Bench {
     for (int i = 0; i < options.runs; ++i) rates.push_back(run(batch, prompt, reply));
     return rate_of(std::move(rates));
   }
-  // With guesses and without, in turns on the same prompts.
+  // With guesses and without, in turns on the same prompts. As in a server, what one reply taught of guesses'
+  // worth is known in the next; the first pair of replies is not counted.
   std::string speculation(int batch) {
     std::vector<double> with, without, ratios;
-    GroupLoad load;
+    const auto guessing = core_of(batch, options.num_speculative_tokens), plainly = core_of(batch, 0);
     const int reply = options.decode + 1;
     for (int i = -1; i < options.runs; ++i) {
       const uint64_t first_id = next_id;
-      const double plain = run(batch, kTextPromptTokens, reply);
+      const double plain = run(*plainly, batch, kTextPromptTokens, reply);
       next_id = first_id;
-      const double guessed = run(batch, kTextPromptTokens, reply, options.num_speculative_tokens, &load);
+      const double guessed = run(*guessing, batch, kTextPromptTokens, reply);
       if (i < 0) continue;
       without.push_back(plain);
       with.push_back(guessed);
       ratios.push_back(guessed / plain);
     }
+    const GroupLoad load = guessing->load();
     std::string accepted;
     for (const DraftCount& place : load.drafts)
       accepted += fmt::format("{}{:.3f}", accepted.empty() ? "" : ",",

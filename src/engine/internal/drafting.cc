@@ -12,9 +12,12 @@
 namespace millrace::engine {
 namespace {
 
-// Guessing must promise this much more than not guessing. Prices are measured on short sequences and warm
-// caches, and are too low by a tenth (measured on a model whose weights do not fit the caches).
-constexpr double kMargin = 1.15;
+// Guessing must promise this much more than not guessing, to begin and to go on.
+constexpr double kBeginMargin = 1.08, kStayMargin = 1.0;
+// Steps without guesses that tell of the pace before any guess; and every how many steps with guesses one
+// without tells of it, at first and once enough have told.
+constexpr int kPlainFirst = 4, kStepsBetweenFirst = 4, kStepsBetweenPlain = 32;
+constexpr int kUnguessed = 512;         // steps after which the pace of those with guesses is too old
 constexpr double kForget = 0.98;        // a step; some fifty count
 constexpr double kFadeForget = 0.9995;  // a step without guesses
 constexpr double kClassForget = 0.999;  // a guess
@@ -23,15 +26,17 @@ constexpr double kHopedGreedy = 0.75;
 constexpr double kOthersWeight = 0.25;  // what others' steps count beside a sequence's own
 // Tokens of a step with guesses before any was seen: a good layer's. Bad news comes within a dozen steps.
 constexpr double kHopedTokens = 1.9, kHopedSteps = 8;
-constexpr double kFurther = 0.8;  // the chance of a guess that is not made yet, where it is worth making
+constexpr double kHopesLost = 0.75;  // the share that others' steps disprove, where many were seen
+constexpr double kFurther = 0.8;     // the chance of a guess that is not made yet, where it is worth making
 constexpr double kTokenSaving =
     1.25;  // guesses make tokens cheaper by about this: a row must be worth that price
 
 }  // namespace
 
 void CostCurve::add(int size, double seconds) {
-  // More rows cost no less: what says otherwise was disturbed.
-  if (!points_.empty()) seconds = std::max(seconds, points_.back().seconds);
+  if (!points_.empty())
+    seconds = std::min(seconds, points_.back().seconds * static_cast<double>(size) / points_.back().size);
+  for (Point& smaller : points_) smaller.seconds = std::min(smaller.seconds, seconds);
   points_.push_back({static_cast<double>(size), seconds});
 }
 
@@ -45,36 +50,73 @@ double CostCurve::at(double size) const {
   return a.seconds + (b.seconds - a.seconds) * (size - a.size) / (b.size - a.size);
 }
 
-void DraftGain::note(double made, double plain) {
+void DraftGain::note(double made, double took) {
   tokens = tokens * kForget + made;
-  plain_tokens = plain_tokens * kForget + plain;
+  seconds = seconds * kForget + took;
+  steps = steps * kForget + 1;
 }
 
 void DraftGain::fade() {
   tokens *= kFadeForget;
-  plain_tokens *= kFadeForget;
+  seconds *= kFadeForget;
+  steps *= kFadeForget;
 }
 
 size_t DraftPolicy::gain_class(int sequences) {
   return static_cast<size_t>(std::bit_width(static_cast<unsigned>(std::clamp(sequences, 1, (1 << 15) - 1))));
 }
 
-double DraftPolicy::plain_seconds(int sequences) const { return costs_.step.at(sequences) + overhead_; }
+double DraftPolicy::plain_seconds(int sequences) const {
+  return costs_.step.at(sequences) * pace_at(sequences).plain.value_or(1);
+}
+
+double DraftPolicy::priced(size_t guesses, int passes, int sequences) const {
+  const double n = sequences;
+  const double more = costs_.step.at(n * static_cast<double>(1 + guesses)) - costs_.step.at(n) +
+                      (passes > 0 ? costs_.first.at(n) + (passes - 1) * costs_.again.at(n) : 0);
+  return plain_seconds(sequences) + scale(sequences) * more;
+}
+
+void DraftPolicy::note_cycle(double seconds, double priced, bool guessed, int sequences) {
+  if (costs_.step.empty() || seconds <= 0 || priced <= 0) return;
+  Pace& pace = paces_[gain_class(sequences)];
+  if (guessed) {
+    pace.guessed.add(seconds / priced);
+    ++pace.since_plain;
+  } else {
+    pace.plain.add(seconds / costs_.step.at(sequences));
+    pace.since_plain = 0;
+  }
+}
+
+bool DraftPolicy::wants_plain(int sequences) const {
+  const Pace& pace = pace_at(sequences);
+  return !costs_.step.empty() &&
+         (pace.plain.count() < kPlainFirst ||
+          pace.since_plain >= (pace.plain.full() ? kStepsBetweenPlain : kStepsBetweenFirst));
+}
+
+void DraftPolicy::note_plain(int sequences) {
+  gain_at(sequences).fade();
+  Pace& pace = paces_[gain_class(sequences)];
+  if (++pace.unguessed % kUnguessed == 0) pace.guessed.forget();
+}
 
 double DraftPolicy::row_cost(int place, int sequences) const {
   const double n = sequences;
-  return (costs_.step.at(n * (place + 2)) - costs_.step.at(n * (place + 1))) / plain_seconds(sequences);
+  return scale(sequences) * (costs_.step.at(n * (place + 2)) - costs_.step.at(n * (place + 1))) /
+         plain_seconds(sequences);
 }
 
-bool DraftPolicy::begins(const DraftGain& own, int sequences) const {
+bool DraftPolicy::begins(const DraftGain& own, int sequences, bool guessing) const {
   if (max_drafts_ == 0) return false;
   if (costs_.step.empty()) return true;
-  const double plain = plain_seconds(sequences);
-  const double hoped = (costs_.step.at(2.0 * sequences) + overhead_ + costs_.first.at(sequences)) / plain;
+  const double hoped = priced(1, 1, sequences) * drift(sequences);
   const DraftGain& others = gains_[gain_class(sequences)];
-  const double tokens = own.tokens + kOthersWeight * others.tokens + kHopedSteps * kHopedTokens;
-  const double plain_tokens = own.plain_tokens + kOthersWeight * others.plain_tokens + kHopedSteps * hoped;
-  return tokens > kMargin * plain_tokens;
+  const double hopes = kHopedSteps * (1 - kHopesLost * others.steps * (1 - kForget));
+  const double tokens = own.tokens + kOthersWeight * others.tokens + hopes * kHopedTokens;
+  const double seconds = own.seconds + kOthersWeight * others.seconds + hopes * hoped;
+  return tokens * plain_seconds(sequences) > (guessing ? kStayMargin : kBeginMargin) * seconds;
 }
 
 size_t DraftPolicy::class_of(const DraftGuess& guess) {
@@ -100,7 +142,8 @@ bool DraftPolicy::goes_on(int place, double reach, int sequences) const {
   if (place >= max_drafts_) return false;
   if (costs_.step.empty()) return true;
   return reach * kFurther >
-         kTokenSaving * (row_cost(place, sequences) + costs_.again.at(sequences) / plain_seconds(sequences));
+         kTokenSaving * (row_cost(place, sequences) +
+                         scale(sequences) * costs_.again.at(sequences) / plain_seconds(sequences));
 }
 
 void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int right, bool ended, int passes,
@@ -117,12 +160,9 @@ void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int 
     seen.right = seen.right * kClassForget + (j < right ? 1 : 0);
   }
   if (costs_.step.empty() || ended) return;
-  const double n = sequences;
-  const double seconds = costs_.step.at(n * static_cast<double>(1 + guesses.size())) + overhead_ +
-                         (passes > 0 ? costs_.first.at(n) + (passes - 1) * costs_.again.at(n) : 0);
-  const double plain = seconds / plain_seconds(sequences);
-  own.note(1 + right, plain);
-  gain_at(sequences).note(1 + right, plain);
+  const double seconds = priced(guesses.size(), passes, sequences) * drift(sequences);
+  own.note(1 + right, seconds);
+  gain_at(sequences).note(1 + right, seconds);
 }
 
 namespace {
@@ -140,7 +180,8 @@ class Trial {
     }
     return static_cast<int>(pages_.size());
   }
-  void fill(int sequences, int rows_each) {
+  // `set`: any tokens, but different ones in a set and between sets: they pick different experts.
+  void fill(int sequences, int rows_each, int set) {
     tokens_.clear();
     segments_.clear();
     rows_.clear();
@@ -149,9 +190,9 @@ class Trial {
       segments_.push_back({&pages_[static_cast<size_t>(s)], 0, static_cast<int>(tokens_.size()), rows_each});
       for (int row = 0; row < rows_each; ++row) {
         rows_.push_back(static_cast<int32_t>(tokens_.size()));
-        // Any tokens, but different ones: they pick different experts.
+        const size_t number = tokens_.size() + static_cast<size_t>(set) * 1021;
         tokens_.push_back(
-            static_cast<TokenId>((tokens_.size() * 2654435761u) % static_cast<size_t>(model_.vocab_size())));
+            static_cast<TokenId>((number * 2654435761u) % static_cast<size_t>(model_.vocab_size())));
       }
       last_.push_back(rows_.back());
     }
@@ -194,30 +235,52 @@ class Trial {
 }  // namespace
 
 DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimits& limits) {
-  constexpr int kRepeats = 5;  // the least counts: disturbances only add
+  // Sets of tokens take turns, so that a step does not find its experts where the one before left them. Of a
+  // set the least counts, since disturbances only add; of the sets the median, since some pick fewer experts
+  // than others.
+  constexpr int kSets = 4, kTurns = 3;
   DraftCosts costs;
   Trial trial(model, pool);
-  const int64_t end_ns = monotonic_ns() + static_cast<int64_t>(limits.seconds * 1e9);
   const int most = std::min({limits.max_rows / 2, limits.max_logit_rows / 2, limits.max_sequences * 2});
   const int sequences_most = trial.reserve(most);
+  if (sequences_most == 0) return costs;
+  trial.fill(sequences_most, 1, 0);  // brings in what was never read
+  trial.step();
+  trial.first();
+  trial.again();
+  const int64_t end_ns = monotonic_ns() + static_cast<int64_t>(limits.seconds * 1e9);
+  struct Times {
+    std::array<double, kSets> of;
+    int sets = 0;
+    void add(int set, int turn, double seconds) {
+      double& least = of[static_cast<size_t>(set)];
+      least = turn == 0 ? seconds : std::min(least, seconds);
+      sets = std::max(sets, set + 1);
+    }
+    double median() {
+      std::sort(of.begin(), of.begin() + sets);
+      return of[static_cast<size_t>(sets / 2)];
+    }
+  };
   // Sizes rise, and after the second no more are begun once the time is over.
   int sizes = 0;
   for (int size = 1; size <= sequences_most && (sizes < 2 || monotonic_ns() < end_ns);
        size = size < 4 ? size + 1 : size + size / 2, ++sizes) {
-    double step = std::numeric_limits<double>::infinity(), first = step, again = step;
-    for (int repeat = 0; repeat <= kRepeats; ++repeat) {
+    Times step, first, again;
+    for (int repeat = 0; repeat < kSets * kTurns; ++repeat) {
       if (repeat > 1 && monotonic_ns() > end_ns) break;
-      trial.fill(size, 2);
+      const int set = repeat % kSets, turn = repeat / kSets;
+      trial.fill(size, 2, set);
       trial.step();
-      first = std::min(first, trial.first());
-      trial.fill(size, 1);
-      step = std::min(step, trial.step());
+      first.add(set, turn, trial.first());
+      trial.fill(size, 1, set);
+      step.add(set, turn, trial.step());
       trial.first();
-      again = std::min(again, trial.again());
+      again.add(set, turn, trial.again());
     }
-    costs.step.add(size, step);
-    costs.first.add(size, first);
-    costs.again.add(size, again);
+    costs.step.add(size, step.median());
+    costs.first.add(size, first.median());
+    costs.again.add(size, again.median());
   }
   return costs;
 }

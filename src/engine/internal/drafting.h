@@ -3,16 +3,20 @@
 // Each guess comes with the probability that the MTP layer gives it; how often guesses of such a probability
 // were right is counted, greedy and sampled replies apart (a greedy reply takes the likeliest token, however
 // likely it is), and their product down the chain is the chance that a guess is reached and right. What rows
-// and guesses cost was measured when the engine started (DraftCosts). Then
+// and guesses cost the model was measured when the engine started (DraftCosts); what a step costs beside it
+// (delivering tokens, neighbours on the same cores, long contexts) is measured from step to step (Pace). Then
 //   a guess is run if its chance is worth its row:        chance * (time of a token) > time of one row more;
 //   a further guess is made if what it can add is worth making it and running it;
 //   a sequence guesses at all while its steps, so priced, have made more tokens a second than plain ones: its
-//   own recent ones, and those of others in steps of about as many sequences.
+//   own recent ones, and those of others in steps of about as many sequences. To begin takes a promise of
+//   more than to go on, so that noise does not switch it to and fro.
 // Guesses change when tokens come, never which: a wrong price costs speed only.
 // Not thread-safe: the step thread owns it.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "engine/internal/step_model.h"
@@ -23,8 +27,9 @@ namespace millrace::engine {
 // Seconds by number of rows or sequences, measured at some sizes and linear in between.
 class CostCurve {
  public:
-  void add(int size, double seconds);  // ascending sizes
-  double at(double size) const;        // 0 where nothing was measured
+  // Ascending sizes. More rows cost no less, and in proportion at most: what says otherwise was disturbed.
+  void add(int size, double seconds);
+  double at(double size) const;  // 0 where nothing was measured
   bool empty() const { return points_.empty(); }
 
  private:
@@ -49,12 +54,35 @@ class KvPool;
 // gives back.
 DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimits& limits);
 
-// Tokens made by steps with guesses, and how many plain steps would have made in their (priced) time;
-// forgets.
+// Tokens made by steps with guesses and the seconds that these took; forgets.
 struct DraftGain {
-  double tokens = 0, plain_tokens = 0;
-  void note(double made, double plain);
+  double tokens = 0, seconds = 0, steps = 0;
+  void note(double made, double took);
   void fade();
+};
+
+// The mean of the last values, `most` at most, but for the largest eighth of them, which disturbances made.
+template <int most>
+class RecentMean {
+ public:
+  void add(double value) {
+    last_[static_cast<size_t>(next_)] = value;
+    next_ = (next_ + 1) % most;
+    count_ = std::min(count_ + 1, most);
+    auto sorted = last_;
+    const auto kept = sorted.begin() + (count_ - count_ / 8);
+    std::ranges::nth_element(sorted.begin(), kept - 1, sorted.begin() + count_);
+    mean_ = std::accumulate(sorted.begin(), kept, 0.0) / static_cast<double>(kept - sorted.begin());
+  }
+  void forget() { next_ = count_ = 0; }
+  int count() const { return count_; }
+  bool full() const { return count_ == most; }
+  double value_or(double unknown) const { return count_ > 0 ? mean_ : unknown; }
+
+ private:
+  std::array<double, most> last_{};
+  int next_ = 0, count_ = 0;
+  double mean_ = 0;
 };
 
 struct DraftGuess {
@@ -70,7 +98,8 @@ class DraftPolicy {
   int max_drafts() const { return max_drafts_; }
 
   // `sequences` below: how many make tokens in a step. `place`: of a guess after the last token, from 0.
-  bool begins(const DraftGain& own, int sequences) const;
+  // `guessing`: whether it did after the step before.
+  bool begins(const DraftGain& own, int sequences, bool guessing) const;
   double chance(const DraftGuess& guess) const;
   // `reach`: the chance that this guess is right and all before it.
   bool runs(int place, double reach, int sequences) const;
@@ -83,9 +112,15 @@ class DraftPolicy {
   // A step of so many sequences in which none guessed. What was seen fades, so that bad news is not for ever:
   // after some hundreds to thousands of such steps, by how bad it was, the next request tries again. Faster
   // would cost replies of 20 tokens 3 % of their rate in trials.
-  void note_plain(int sequences) { gain_at(sequences).fade(); }
-  // Seconds of a step outside the model, which guesses save too.
-  void note_overhead(double seconds) { overhead_ += 0.02 * (seconds - overhead_); }
+  void note_plain(int sequences);
+  // Seconds of a step by price, from its start to the next one's, were all of `sequences` like one that ran
+  // so many guesses and had the next ones made in so many passes.
+  double priced(size_t guesses, int passes, int sequences) const;
+  // From a step's start to the next one's it took so long, were it not for the passes where none of its rows
+  // was a guess; and was priced so.
+  void note_cycle(double seconds, double priced, bool guessed, int sequences);
+  // Whether the next step should do without guesses, to tell what such a one takes. Not often.
+  bool wants_plain(int sequences) const;
   const std::vector<DraftCount>& counts() const { return counts_; }
 
  private:
@@ -95,15 +130,27 @@ class DraftPolicy {
   };
   double row_cost(int place, int sequences) const;  // of running a guess, in plain steps
   double plain_seconds(int sequences) const;        // of a step without guesses
+  // What steps took lately.
+  struct Pace {
+    RecentMean<32> plain;    // without guesses, over what the model was measured to take
+    RecentMean<32> guessed;  // with guesses, over priced()
+    int since_plain = 0;     // steps with guesses
+    int unguessed = 0;       // steps in which nobody guesses
+  };
+  const Pace& pace_at(int sequences) const { return paces_[gain_class(sequences)]; }
+  double drift(int sequences) const { return pace_at(sequences).guessed.value_or(1); }
+  // What plain steps take beside the model, guesses save too; but where they take less than was measured,
+  // that was disturbed, and so were the other prices.
+  double scale(int sequences) const { return std::min(1.0, pace_at(sequences).plain.value_or(1)); }
   DraftGain& gain_at(int sequences) { return gains_[gain_class(sequences)]; }
   static size_t gain_class(int sequences);
 
   const int max_drafts_;
   DraftCosts costs_;
-  double overhead_ = 0;
   static size_t class_of(const DraftGuess& guess);
   std::array<Class, 2 * kClasses> classes_{};  // sampled, then greedy
   std::array<DraftGain, 16> gains_{};          // by the logarithm of the sequences
+  std::array<Pace, 16> paces_{};               // likewise
   std::vector<DraftCount> counts_;
 };
 

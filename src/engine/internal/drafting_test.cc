@@ -14,11 +14,39 @@ TEST(CostCurve, IsLinearBetweenWhatWasMeasured) {
   EXPECT_EQ(curve.at(1), 10);
   EXPECT_EQ(curve.at(4), 20);
   curve.add(4, 14);
-  curve.add(8, 13);  // disturbed: not less than fewer rows
   EXPECT_EQ(curve.at(3), 12);
-  EXPECT_EQ(curve.at(6), 14);
-  curve.add(16, 22);
-  EXPECT_EQ(curve.at(32), 38);
+  curve.add(8, 18);
+  EXPECT_EQ(curve.at(6), 16);
+  curve.add(16, 26);
+  EXPECT_EQ(curve.at(32), 42);
+}
+
+TEST(CostCurve, DoesNotBelieveWhatWasDisturbed) {
+  CostCurve first_ones, later;
+  first_ones.add(1, 400);  // more rows cannot cost less
+  first_ones.add(2, 500);
+  first_ones.add(3, 12);
+  EXPECT_EQ(first_ones.at(1), 12);
+  EXPECT_EQ(first_ones.at(2), 12);
+  later.add(1, 10);
+  later.add(2, 400);  // nor more than as many steps of one row
+  EXPECT_EQ(later.at(2), 20);
+}
+
+TEST(RecentMean, LeavesOutTheLargestEighthAndForgetsTheOldest) {
+  RecentMean<16> mean;
+  EXPECT_EQ(mean.value_or(7), 7);
+  mean.add(3);
+  EXPECT_EQ(mean.value_or(7), 3);
+  for (int i = 0; i < 14; ++i) mean.add(i % 2 == 0 ? 1 : 5);
+  EXPECT_FALSE(mean.full());
+  mean.add(1000);
+  EXPECT_TRUE(mean.full());
+  EXPECT_DOUBLE_EQ(mean.value_or(7), (3 + 7 * 1 + 6 * 5) / 14.0);
+  for (int i = 0; i < 16; ++i) mean.add(2);
+  EXPECT_EQ(mean.value_or(7), 2);
+  mean.forget();
+  EXPECT_EQ(mean.value_or(7), 7);
 }
 
 DraftCosts costs_of(double row, double guess) {  // a step of fixed cost 1
@@ -81,31 +109,90 @@ TEST(DraftPolicy, GivesUpOnASequenceThatIsHardToGuessAndOnNoOther) {
   policy.set_costs(costs_of(0.01, 0.2));
   const DraftGuess guesses[] = {{.token = 1, .probability = 0.9f}, {.token = 2, .probability = 0.9f}};
   DraftGain hard, easy, unknown;
-  EXPECT_TRUE(policy.begins(unknown, 2));
+  EXPECT_TRUE(policy.begins(unknown, 2, false));
   for (int i = 0; i < 60; ++i) {
     policy.note(hard, guesses, 0, false, 2, 2);
     policy.note(easy, guesses, 2, false, 2, 2);
   }
-  EXPECT_FALSE(policy.begins(hard, 2));
-  EXPECT_TRUE(policy.begins(easy, 2));
-  EXPECT_TRUE(policy.begins(unknown, 2));
+  EXPECT_FALSE(policy.begins(hard, 2, false));
+  EXPECT_TRUE(policy.begins(easy, 2, false));
+  EXPECT_TRUE(policy.begins(unknown, 2, false));
   for (int i = 0; i < 60; ++i) policy.note(hard, guesses, 0, false, 2, 2);
   for (int i = 0; i < 300; ++i) policy.note(hard, guesses, 0, false, 2, 2);
-  EXPECT_FALSE(policy.begins(unknown, 2)) << "most are hard";
+  EXPECT_FALSE(policy.begins(unknown, 2, false)) << "most are hard";
   for (int i = 0; i < 100; ++i) policy.note_plain(2);
-  EXPECT_FALSE(policy.begins(unknown, 2)) << "it is not long ago";
+  EXPECT_FALSE(policy.begins(unknown, 2, false)) << "it is not long ago";
   for (int i = 0; i < 2000; ++i) policy.note_plain(2);
-  EXPECT_TRUE(policy.begins(unknown, 2)) << "other times";
-  EXPECT_FALSE(policy.begins(hard, 2));
+  EXPECT_TRUE(policy.begins(unknown, 2, false)) << "other times";
+  EXPECT_FALSE(policy.begins(hard, 2, false));
 }
 
 TEST(DraftPolicy, DoesNotBeginWhereNothingCanBeGained) {
   DraftPolicy policy(3);
   policy.set_costs(costs_of(1, 0.1));
-  EXPECT_FALSE(policy.begins({}, 64));  // a row costs as much as a step
+  EXPECT_FALSE(policy.begins({}, 64, false));  // a row costs as much as a step
   policy.set_costs(costs_of(0.05, 0.05));
-  EXPECT_TRUE(policy.begins({}, 1));
-  EXPECT_FALSE(policy.begins({}, 64));
+  EXPECT_TRUE(policy.begins({}, 1, false));
+  EXPECT_FALSE(policy.begins({}, 64, false));
+}
+
+// A step costs 1 by price and a guess with its row 0.5 more; guesses are right half of the time.
+class Pace : public ::testing::Test {
+ protected:
+  Pace() { policy.set_costs(costs_of(0.25, 0)); }
+  void plain(int steps, double seconds) {
+    for (int i = 0; i < steps; ++i) policy.note_cycle(seconds, policy.priced(0, 0, 1), false, 1);
+  }
+  void guessed(int steps, double seconds) {
+    const DraftGuess guess{.token = 1, .probability = 0.9f};
+    for (int i = 0; i < steps; ++i) {
+      policy.note(own, {&guess, 1}, i % 2, false, 1, 1);
+      policy.note_cycle(seconds, policy.priced(1, 1, 1), true, 1);
+    }
+  }
+  DraftPolicy policy{1};
+  DraftGain own;
+};
+
+TEST_F(Pace, WhatAStepCostsBesideTheModelMakesGuessesCheaper) {
+  plain(32, 1.25);
+  guessed(100, 1.25 + 0.57);
+  EXPECT_TRUE(policy.begins(own, 1, true)) << "1.5 tokens in 1.46 times the time";
+  EXPECT_FALSE(policy.begins(own, 1, false)) << "not worth beginning";
+  plain(32, 1.25 + 3);  // they would take so long, of which these guesses say nothing yet
+  EXPECT_TRUE(policy.begins(own, 1, false));
+  guessed(100, 1.25 + 3 + 0.5);
+  EXPECT_TRUE(policy.begins(own, 1, false)) << "1.5 tokens in 1.1 times the time";
+}
+
+TEST_F(Pace, GuessesThatTakeLongerThanTheirPriceStop) {
+  plain(32, 1.25);
+  guessed(100, 1.25 + 0.5 + 0.25);
+  EXPECT_FALSE(policy.begins(own, 1, true)) << "1.5 tokens in 1.6 times the time";
+  for (int i = 0; i < 4000; ++i) policy.note_plain(1);
+  EXPECT_TRUE(policy.begins({}, 1, false)) << "bad news fades";
+}
+
+TEST_F(Pace, PricesFarAboveWhatStepsTakeWereDisturbed) {
+  plain(32, 1.25e-3);
+  EXPECT_NEAR(policy.priced(0, 0, 1), 1.25e-3, 1e-9);
+  EXPECT_NEAR(policy.priced(1, 1, 1), 1.75e-3, 1e-9) << "in proportion";
+}
+
+TEST_F(Pace, StepsWithoutGuessesTellOfItNowAndThen) {
+  EXPECT_TRUE(policy.wants_plain(1));
+  plain(4, 1.25);
+  EXPECT_FALSE(policy.wants_plain(1));
+  EXPECT_TRUE(policy.wants_plain(2)) << "of other numbers of sequences nothing is known";
+  guessed(4, 1.75);
+  EXPECT_TRUE(policy.wants_plain(1)) << "little is known";
+  plain(32, 1.25);
+  guessed(31, 1.75);
+  EXPECT_FALSE(policy.wants_plain(1));
+  guessed(1, 1.75);
+  EXPECT_TRUE(policy.wants_plain(1));
+  plain(1, 1.25);
+  EXPECT_FALSE(policy.wants_plain(1));
 }
 
 }  // namespace

@@ -130,28 +130,26 @@ void EngineCore::finish(Sequence& sequence) {
 void EngineCore::step(std::vector<GenerateEvent>& events) {
   if (idle()) return;
   const int64_t start_ns = options_.now_ns();
+  end_cycle(start_ns);
   const auto plan = scheduler_.plan();
   MR_CHECK(!plan.empty(), "requests are there, but nothing can run");
   for (const auto& scheduled : plan)
     if (scheduled.sequence->first_step_ns == 0) scheduled.sequence->first_step_ns = start_ns;
   gather(plan);
-  const int64_t run_ns = drafting_.max_drafts() > 0 ? options_.now_ns() : 0;
   model_.run({.tokens = tokens_, .segments = segments_, .logit_rows = logit_rows_, .state_rows = state_rows_},
              pool_.base());
-  const int64_t ran_ns = drafting_.max_drafts() > 0 ? options_.now_ns() : 0;
   if (!draws_.empty())
     model_.parallel(static_cast<int>(draws_.size()),
                     [this](int index, int thread) { draw(draws_[static_cast<size_t>(index)], thread); });
   const int64_t rows = settle(plan);
-  if (drafting_.max_drafts() > 0) {
-    const int64_t outside_ns = options_.now_ns() - start_ns - (ran_ns - run_ns);
-    drafting_.note_overhead(static_cast<double>(outside_ns) * 1e-9);
-  }
+  const int64_t settled_ns = drafting_.max_drafts() > 0 ? options_.now_ns() : 0;
   if (!state_rows_.empty()) draft(plan);  // before pages are shared: it writes into them
+  if (drafting_.max_drafts() > 0) begin_cycle(plan, start_ns, options_.now_ns() - settled_ns);
   for (const auto& scheduled : plan) scheduler_.publish(*scheduled.sequence);
   ++steps_;
   measure(rows, start_ns);
   for (auto& drawn : draws_) accept(drawn, events);
+  if (idle()) cycle_ = {};
 }
 
 // Whether sequences guess after this step: what is kept of the step depends on it. True if any does.
@@ -161,8 +159,8 @@ bool EngineCore::choose_drafting(std::span<const ScheduledRows> plan) {
   for (const auto& [sequence, rows, drafts] : plan)
     making_ += sequence->computed + rows - drafts == sequence->size();
   for (const auto& [sequence, rows, drafts] : plan) {
-    const bool before =
-        std::exchange(sequence->drafting, drafting_.begins(sequence->draft_gain, std::max(making_, 1)));
+    const bool before = sequence->drafting;
+    sequence->drafting = drafting_.begins(sequence->draft_gain, std::max(making_, 1), before);
     any |= sequence->drafting;
     if (before) sequence->undrafted = 0;
     // What was seen of it fades while it does not guess, so that it gets another try.
@@ -237,9 +235,11 @@ void EngineCore::draw(Draw& draw, int thread) {
 // What of the step's rows stands: all, but of guesses only those that were right. Returns how many.
 int64_t EngineCore::settle(std::span<const ScheduledRows> plan) {
   int64_t stand = 0;
+  guesses_ran_ = 0;
   for (const auto& [sequence, rows, drafts] : plan) {
     scheduler_.computed(*sequence, rows - drafts);
     stand += rows - drafts;
+    guesses_ran_ += drafts;
   }
   for (Draw& draw : draws_) {
     if (draw.prompt_position >= 0) continue;

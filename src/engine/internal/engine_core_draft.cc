@@ -7,7 +7,39 @@
 
 namespace millrace::engine {
 
+// After a step and its guesses for the next one.
+void EngineCore::begin_cycle(std::span<const ScheduledRows> plan, int64_t start_ns, int64_t draft_ns) {
+  cycle_ = {};
+  // A step of prompts says nothing of others.
+  if (making_ == 0 || making_ != std::ssize(plan) ||
+      !std::ranges::all_of(plan, [](const ScheduledRows& rows) { return rows.rows - rows.drafts == 1; }))
+    return;
+  if (guesses_ran_ == 0) {
+    cycle_ = {.start_ns = start_ns,
+              .aside_ns = draft_ns,
+              .priced = drafting_.priced(0, 0, making_),
+              .sequences = making_};
+    return;
+  }
+  double priced = 0;
+  int passes = 0;
+  for (const auto& [sequence, rows, drafts] : plan) {
+    priced += drafting_.priced(static_cast<size_t>(drafts), sequence->draft_passes, making_);
+    passes += sequence->draft_passes;
+  }
+  if (passes > 0)
+    cycle_ = {.start_ns = start_ns, .priced = priced / making_, .guessed = true, .sequences = making_};
+}
+
+void EngineCore::end_cycle(int64_t now_ns) {
+  if (cycle_.sequences > 0)
+    drafting_.note_cycle(static_cast<double>(now_ns - cycle_.start_ns - cycle_.aside_ns) * 1e-9,
+                         cycle_.priced, cycle_.guessed, cycle_.sequences);
+  cycle_ = {};
+}
+
 void EngineCore::draft(std::span<const ScheduledRows> plan) {
+  resting_ = drafting_.wants_plain(std::max(making_, 1));
   guesses_.clear();
   int row_begin = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -34,7 +66,7 @@ bool EngineCore::gather_guess(Sequence& sequence, int64_t first, int row_begin, 
            .first_position = begin,
            .rows = static_cast<int>(sequence.computed - begin),
            .state_row = row_begin + static_cast<int>(begin - first),
-           .guesses = sequence.pending() == 1};
+           .guesses = sequence.pending() == 1 && !resting_};
   sequence.draft_done = sequence.computed;
   return true;
 }
