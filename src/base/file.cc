@@ -60,6 +60,8 @@ Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   MappedFile file;
   file.path_ = path;
   file.size_ = static_cast<size_t>(info.st_size);
+  file.device_ = info.st_dev;
+  file.inode_ = info.st_ino;
   if (file.size_ == 0) return file;
   void* data = ::mmap(nullptr, file.size_, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (data == MAP_FAILED) return fail_errno("cannot map", path);
@@ -70,11 +72,15 @@ Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
+      device_(other.device_),
+      inode_(other.inode_),
       path_(std::move(other.path_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(device_, other.device_);
+  std::swap(inode_, other.inode_);
   std::swap(path_, other.path_);
   return *this;
 }

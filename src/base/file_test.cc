@@ -1,7 +1,9 @@
 #include "base/file.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -53,6 +55,39 @@ TEST(MappedFile, HugePagesHoldTheSameBytes) {
   file->advise_huge_pages();
   MappedFile().advise_huge_pages();  // nothing, quietly
   EXPECT_EQ(std::memcmp(file->bytes().data(), content.data(), content.size()), 0);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(MappedFile, ComesIntoMemoryWithTheSameBytesWhateverPagesTheCacheHadThemIn) {
+  const auto folder = fresh_folder();
+  std::string content((9 << 20) + 12345, 'x');
+  for (size_t i = 0; i < content.size(); i += 512) content[i] = static_cast<char>(i >> 9);
+  {
+    std::ofstream out(folder / "a", std::ios::binary);  // small pages, dirty ones
+    for (size_t i = 0; i < content.size(); i += 4096)
+      out.write(&content[i], static_cast<std::streamsize>(std::min<size_t>(4096, content.size() - i)))
+          .flush();
+  }
+  const auto file = MappedFile::open(folder / "a");
+  ASSERT_TRUE(file);
+  volatile std::byte first = file->bytes()[0];
+  (void)first;
+  const size_t moved = file->bring_into_memory();
+  EXPECT_EQ(moved % (2 << 20), 0u);
+  EXPECT_LE(moved, content.size());
+  EXPECT_EQ(std::memcmp(file->bytes().data(), content.data(), content.size()), 0);
+  std::string resident((content.size() + 4095) / 4096, 0);
+  ASSERT_EQ(::mincore(const_cast<std::byte*>(file->bytes().data()), content.size(),
+                      reinterpret_cast<unsigned char*>(resident.data())),
+            0);
+  EXPECT_EQ(std::ranges::count_if(resident, [](char page) { return (page & 1) == 0; }), 0);
+  EXPECT_EQ(file->bring_into_memory(), 0u) << "nothing is left to move";
+  // Another file of that name is none of its business.
+  std::filesystem::rename(folder / "a", folder / "b");
+  ASSERT_TRUE(write_file_atomic(folder / "a", "another"));
+  EXPECT_EQ(file->bring_into_memory(), 0u);
+  EXPECT_EQ(std::memcmp(file->bytes().data(), content.data(), content.size()), 0);
+  EXPECT_EQ(MappedFile().bring_into_memory(), 0u);
   std::filesystem::remove_all(folder);
 }
 

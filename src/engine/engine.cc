@@ -332,6 +332,7 @@ Expected<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const model::Pa
   const kernels::KvShape shape = kv_shape_of(*model, drafts);
   const ResolvedOptions resolved = MR_TRY(resolve_options(options, model->config(), shape));
   auto tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec()));
+  model->bring_into_memory();
   auto executor = MR_TRY(Executor::create(
       model, {.cpus = resolved.options.cpus,
               .max_rows = resolved.options.max_num_batched_tokens,

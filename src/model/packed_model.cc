@@ -1,7 +1,6 @@
 #include "model/packed_model.h"
 
 #include <fmt/core.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/log.h"
 #include "model/internal/packed_layout.h"
 
 namespace millrace::model {
@@ -51,11 +51,9 @@ class Packed final : public PackedModel {
   const std::string& chat_template() const override { return chat_template_; }
   size_t size_bytes() const override { return bytes_.size(); }
   uint64_t fingerprint() const override { return fingerprint_; }
-  void advise_will_need() const override {
-    constexpr uintptr_t kPage = 4096;
-    const auto begin = reinterpret_cast<uintptr_t>(bytes_.data()) / kPage * kPage;
-    ::madvise(reinterpret_cast<void*>(begin),
-              reinterpret_cast<uintptr_t>(bytes_.data()) + bytes_.size() - begin, MADV_WILLNEED);
+  void bring_into_memory() const override {
+    if (const size_t moved = mapping.bring_into_memory(); moved > 0)
+      log(LogLevel::info, "model", "{}: {} MiB moved from small pages into huge ones", mapping.path().string(), moved >> 20);
   }
 
   std::string_view section_at(const void* first_byte) const override {
