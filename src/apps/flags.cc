@@ -41,6 +41,11 @@ void add_engine_flags(CLI::App& app, EngineFlags& flags) {
       ->check(CLI::Range(0, engine::kMaxDrafts))
       ->capture_default_str();
   app.add_flag("--always-speculate", flags.always_speculate, "guess whether it is faster or not");
+  app.add_option("--weights", flags.weights,
+                 "own: copied into each group's memory, the fastest; map: one copy for all, in the page cache; auto: own with one group, "
+                 "where half of the free memory holds them")
+      ->check(CLI::IsMember({"auto", "own", "map"}))
+      ->capture_default_str();
   app.add_option("--threads", flags.threads, "compute threads (0: every core that the cgroup grants)")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -60,6 +65,9 @@ engine::EngineOptions engine_options(const EngineFlags& flags) {
   options.prefix_caching = flags.enable_prefix_caching;
   options.num_speculative_tokens = flags.num_speculative_tokens;
   options.always_speculate = flags.always_speculate;
+  using Weights = engine::EngineOptions::Weights;
+  if (flags.weights == "own") options.weights = Weights::own_memory;
+  if (flags.weights == "map") options.weights = Weights::page_cache;
   return options;
 }
 

@@ -31,6 +31,7 @@ struct EngineFlags {
   bool enable_prefix_caching = true;
   int num_speculative_tokens = 3;
   bool always_speculate = false;
+  std::string weights = "auto";
   int threads = 0;  // 0: every granted core
 };
 void add_engine_flags(CLI::App& app, EngineFlags& flags);

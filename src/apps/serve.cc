@@ -75,6 +75,7 @@ cluster::ChildSpec group_spec(const ServeFlags& flags, const std::string& packed
                     "--max-num-batched-tokens", std::to_string(flags.engine.max_num_batched_tokens),
                     "--kv-cache-gib", fmt::format("{}", flags.engine.kv_cache_gib),
                     "--num-speculative-tokens", std::to_string(flags.engine.num_speculative_tokens),
+                    "--weights", flags.engine.weights,
                     "--groups", std::to_string(flags.groups)};
   if (flags.engine.always_speculate) spec.arguments.push_back("--always-speculate");
   if (!flags.engine.enable_prefix_caching) spec.arguments.push_back("--no-enable-prefix-caching");

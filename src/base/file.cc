@@ -15,18 +15,23 @@ namespace {
 
 Code code_of_errno(int error) {
   switch (error) {
-    case ENOENT: return Code::not_found;
+    case ENOENT:
+      return Code::not_found;
     case EACCES:
     case EPERM:
-    case EROFS: return Code::permission_denied;
+    case EROFS:
+      return Code::permission_denied;
     case EISDIR:  // the path itself is wrong: the same call will not succeed later
     case ENOTDIR:
     case ENAMETOOLONG:
-    case ELOOP: return Code::invalid_argument;
+    case ELOOP:
+      return Code::invalid_argument;
     case ENOSPC:
     case EDQUOT:
-    case EMFILE: return Code::resource_exhausted;
-    default: return Code::unavailable;
+    case EMFILE:
+      return Code::resource_exhausted;
+    default:
+      return Code::unavailable;
   }
 }
 
@@ -63,8 +68,28 @@ Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   file.device_ = info.st_dev;
   file.inode_ = info.st_ino;
   if (file.size_ == 0) return file;
-  void* data = ::mmap(nullptr, file.size_, PROT_READ, MAP_SHARED, fd.get(), 0);
-  if (data == MAP_FAILED) return fail_errno("cannot map", path);
+  // At a multiple of a huge page's size, or none of its pages can be one.
+  constexpr size_t kHuge = size_t{2} << 20;
+  const size_t room = file.size_ < kHuge ? 0 : file.size_ + kHuge;
+  void* place = nullptr;
+  if (room > 0) {
+    place = ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (place == MAP_FAILED) return fail_errno("cannot map", path);
+  }
+  const uintptr_t first = reinterpret_cast<uintptr_t>(place), aligned = (first + kHuge - 1) / kHuge * kHuge;
+  void* data = ::mmap(room > 0 ? reinterpret_cast<void*>(aligned) : nullptr, file.size_, PROT_READ,
+                      room > 0 ? MAP_SHARED | MAP_FIXED : MAP_SHARED, fd.get(), 0);
+  if (data == MAP_FAILED) {
+    auto error = fail_errno("cannot map", path);
+    if (room > 0) ::munmap(place, room);
+    return error;
+  }
+  if (room > 0) {
+    const uintptr_t end = (aligned + file.size_ + 4095) / 4096 * 4096,
+                    last = (first + room + 4095) / 4096 * 4096;
+    if (aligned > first) ::munmap(place, aligned - first);
+    if (last > end) ::munmap(reinterpret_cast<void*>(end), last - end);
+  }
   file.data_ = static_cast<const std::byte*>(data);
   return file;
 }

@@ -28,12 +28,17 @@ class MappedFile {
   // The whole will be read again and again: what is not in the page cache yet comes there, and into this map, in huge pages
   // where the file system can (ext4 and xfs of recent kernels). Call it before the first byte is read.
   void advise_huge_pages() const;
-  // All of it is in memory when this returns, in huge pages as above; parts that the page cache had in small ones are read
-  // anew where the kernel can tell which (Linux 6.7) and nobody else maps them. Bytes that this moved. Nothing is done with a file
-  // larger than the memory that is left. Other threads may read the map meanwhile.
-  size_t bring_into_memory() const;
+  // All of it is in memory when this returns, unless it is larger than the memory that is left. A file of at most
+  // `own_at_most` bytes is copied into this process's own memory, which stands at the same addresses from then on: nothing
+  // takes it away again, and it is in huge pages on every file system. Others stay in the page cache, in huge pages as above; parts
+  // that it had in small ones are read anew where the kernel can tell which (Linux 6.7) and nobody else maps them.
+  // Nobody may read the map meanwhile.
+  enum class Place { nowhere, cache, own };
+  Place bring_into_memory(size_t own_at_most = 0) const;
 
  private:
+  void move_small_pages() const;
+  bool copy_to_own() const;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
   uint64_t device_ = 0, inode_ = 0;

@@ -1,4 +1,4 @@
-// A mapped file brought into memory in huge pages.
+// A mapped file brought into memory in huge pages: of the process's own, or of the page cache.
 //
 // The page cache keeps a file in pages of the size in which they first came: what a program wrote, or read
 // without asking for more, stays in pages of 4 KiB, and MADV_HUGEPAGE on a later map changes nothing. Weights
@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "base/file.h"
@@ -70,30 +70,58 @@ std::vector<uintptr_t> small_blocks(uintptr_t begin, uintptr_t end) {
 
 }  // namespace
 
-size_t MappedFile::bring_into_memory() const {
+void MappedFile::move_small_pages() const {
   const auto begin = reinterpret_cast<uintptr_t>(data_);
-  if (data_ == nullptr || size_ > granted_memory().available_bytes) return 0;
-  advise_huge_pages();
-  populate(begin, begin + size_);
-  // A file's last part is no huge page, and where the map does not begin at a multiple of one none can be.
-  if (begin % kHuge != 0) return 0;
+  // A file's last part is no huge page.
   const std::vector<uintptr_t> blocks = small_blocks(begin, begin + size_ / kHuge * kHuge);
-  if (blocks.empty()) return 0;
+  if (blocks.empty()) return;
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return;
   struct stat info {};
-  if (fd < 0) return 0;
-  if (::fstat(fd, &info) != 0 || info.st_ino != inode_ || info.st_dev != device_) {  // another file by now
-    ::close(fd);
-    return 0;
-  }
-  ::fdatasync(fd);  // what is dirty stays
-  for (const uintptr_t block : blocks) {
-    ::madvise(reinterpret_cast<void*>(block), kHuge, MADV_DONTNEED);
-    ::posix_fadvise(fd, static_cast<off_t>(block - begin), static_cast<off_t>(kHuge), POSIX_FADV_DONTNEED);
+  const bool same = ::fstat(fd, &info) == 0 && info.st_ino == inode_ && info.st_dev == device_;
+  if (same) {
+    ::fdatasync(fd);  // what is dirty stays
+    for (const uintptr_t block : blocks) {
+      ::madvise(reinterpret_cast<void*>(block), kHuge, MADV_DONTNEED);
+      ::posix_fadvise(fd, static_cast<off_t>(block - begin), static_cast<off_t>(kHuge), POSIX_FADV_DONTNEED);
+    }
+    for (const uintptr_t block : blocks) populate(block, block + kHuge);
   }
   ::close(fd);
-  for (const uintptr_t block : blocks) populate(block, block + kHuge);
-  return (blocks.size() - small_blocks(begin, begin + size_ / kHuge * kHuge).size()) * kHuge;
+}
+
+// Moves a copy to where the map is. False where memory did not suffice: all is as it was.
+bool MappedFile::copy_to_own() const {
+  const size_t bytes = (size_ + 4095) / 4096 * 4096, room = bytes + kHuge;
+  void* const place =
+      ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (place == MAP_FAILED) return false;
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(place) + kHuge - 1) / kHuge * kHuge;
+  auto* const copy = reinterpret_cast<std::byte*>(aligned);
+  ::madvise(copy, bytes, MADV_HUGEPAGE);
+  std::memcpy(copy, data_, size_);
+  ::mprotect(copy, bytes, PROT_READ);
+  const bool moved =
+      ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, const_cast<std::byte*>(data_)) == data_;
+  // What is left around the copy; where it was is nobody's, and perhaps another thread's already.
+  const auto first = reinterpret_cast<uintptr_t>(place);
+  if (!moved) {
+    ::munmap(place, room);
+    return false;
+  }
+  if (aligned > first) ::munmap(place, aligned - first);
+  if (first + room > aligned + bytes) ::munmap(copy + bytes, first + room - aligned - bytes);
+  return true;
+}
+
+MappedFile::Place MappedFile::bring_into_memory(size_t own_at_most) const {
+  if (data_ == nullptr || size_ > granted_memory().available_bytes) return Place::nowhere;
+  advise_huge_pages();
+  const auto begin = reinterpret_cast<uintptr_t>(data_);
+  populate(begin, begin + size_);
+  if (size_ <= own_at_most && copy_to_own()) return Place::own;
+  move_small_pages();
+  return Place::cache;
 }
 
 }  // namespace millrace

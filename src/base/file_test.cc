@@ -72,22 +72,42 @@ TEST(MappedFile, ComesIntoMemoryWithTheSameBytesWhateverPagesTheCacheHadThemIn) 
   ASSERT_TRUE(file);
   volatile std::byte first = file->bytes()[0];
   (void)first;
-  const size_t moved = file->bring_into_memory();
-  EXPECT_EQ(moved % (2 << 20), 0u);
-  EXPECT_LE(moved, content.size());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(file->bytes().data()) % (2 << 20), 0u)
+      << "else no page is a huge one";
+  EXPECT_EQ(file->bring_into_memory(), MappedFile::Place::cache);
   EXPECT_EQ(std::memcmp(file->bytes().data(), content.data(), content.size()), 0);
   std::string resident((content.size() + 4095) / 4096, 0);
   ASSERT_EQ(::mincore(const_cast<std::byte*>(file->bytes().data()), content.size(),
                       reinterpret_cast<unsigned char*>(resident.data())),
             0);
   EXPECT_EQ(std::ranges::count_if(resident, [](char page) { return (page & 1) == 0; }), 0);
-  EXPECT_EQ(file->bring_into_memory(), 0u) << "nothing is left to move";
   // Another file of that name is none of its business.
   std::filesystem::rename(folder / "a", folder / "b");
   ASSERT_TRUE(write_file_atomic(folder / "a", "another"));
-  EXPECT_EQ(file->bring_into_memory(), 0u);
+  EXPECT_EQ(file->bring_into_memory(), MappedFile::Place::cache);
   EXPECT_EQ(std::memcmp(file->bytes().data(), content.data(), content.size()), 0);
-  EXPECT_EQ(MappedFile().bring_into_memory(), 0u);
+  EXPECT_EQ(MappedFile().bring_into_memory(), MappedFile::Place::nowhere);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(MappedFile, ACopyOfItsOwnStandsAtTheSameAddresses) {
+  const auto folder = fresh_folder();
+  std::string content((5 << 20) + 77, 'x');
+  for (size_t i = 0; i < content.size(); i += 100) content[i] = static_cast<char>(i / 100);
+  ASSERT_TRUE(write_file_atomic(folder / "a", content));
+  {
+    auto file = MappedFile::open(folder / "a");
+    ASSERT_TRUE(file);
+    const auto* const first = file->bytes().data();
+    EXPECT_EQ(file->bring_into_memory(content.size() - 1), MappedFile::Place::cache) << "too large";
+    EXPECT_EQ(file->bring_into_memory(content.size()), MappedFile::Place::own);
+    EXPECT_EQ(file->bytes().data(), first);
+    EXPECT_EQ(std::memcmp(first, content.data(), content.size()), 0);
+    std::filesystem::resize_file(folder / "a", 0);  // a map would raise SIGBUS
+    EXPECT_EQ(std::memcmp(first, content.data(), content.size()), 0);
+    const MappedFile moved = std::move(*file);
+    EXPECT_EQ(std::memcmp(moved.bytes().data(), content.data(), content.size()), 0);
+  }
   std::filesystem::remove_all(folder);
 }
 

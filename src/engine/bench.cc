@@ -209,7 +209,7 @@ Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const 
     return invalid(
         fmt::format("{} has no MTP layer: there is no speculation to measure", model->config().name),
         "speculation_text");
-  model->bring_into_memory();
+  model->bring_into_memory(options.own_weights_at_most);
   Bench bench{.packed = model,
               .tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec())),
               .options = options,

@@ -39,6 +39,7 @@ struct BenchOptions {
   int max_num_batched_tokens = 512;
   int num_speculative_tokens = 3;
   bool always_speculate = false;
+  size_t own_weights_at_most = 0;  // bytes of weights that are copied into the process's own memory
   std::string speculation_text;  // UTF-8; empty: speculation is not measured
 };
 

@@ -13,6 +13,7 @@
 #include <unordered_set>
 
 #include "base/clock.h"
+#include "base/granted_memory.h"
 #include "base/log.h"
 #include "engine/internal/engine_core.h"
 #include "engine/internal/executor.h"
@@ -326,13 +327,19 @@ class EngineImpl final : public Engine {
 
 }  // namespace
 
+size_t EngineOptions::own_weights_at_most() const {
+  if (weights == Weights::page_cache || (weights == Weights::automatic && groups_on_host > 1)) return 0;
+  const size_t left = granted_memory().available_bytes;
+  return weights == Weights::own_memory ? left : left / 2;
+}
+
 Expected<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const model::PackedModel> model,
                                                  const EngineOptions& options, EventSink sink) {
   const bool drafts = options.num_speculative_tokens > 0 && !model->graph().mtp.empty();
   const kernels::KvShape shape = kv_shape_of(*model, drafts);
   const ResolvedOptions resolved = MR_TRY(resolve_options(options, model->config(), shape));
   auto tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec()));
-  model->bring_into_memory();
+  model->bring_into_memory(options.own_weights_at_most());
   auto executor = MR_TRY(Executor::create(
       model, {.cpus = resolved.options.cpus,
               .max_rows = resolved.options.max_num_batched_tokens,

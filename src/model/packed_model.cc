@@ -51,9 +51,19 @@ class Packed final : public PackedModel {
   const std::string& chat_template() const override { return chat_template_; }
   size_t size_bytes() const override { return bytes_.size(); }
   uint64_t fingerprint() const override { return fingerprint_; }
-  void bring_into_memory() const override {
-    if (const size_t moved = mapping.bring_into_memory(); moved > 0)
-      log(LogLevel::info, "model", "{}: {} MiB moved from small pages into huge ones", mapping.path().string(), moved >> 20);
+  void bring_into_memory(size_t own_at_most) const override {
+    if (bytes_.data() != mapping.bytes().data()) return;  // the caller's
+    switch (mapping.bring_into_memory(own_at_most)) {
+      case MappedFile::Place::nowhere:
+        return log(LogLevel::warn, "model",
+                   "{} has {} MiB, more than the memory that is left: it stays on disk",
+                   mapping.path().string(), size_bytes() >> 20);
+      case MappedFile::Place::cache:
+        return log(LogLevel::info, "model", "{} MiB of weights in the page cache", size_bytes() >> 20);
+      case MappedFile::Place::own:
+        return log(LogLevel::info, "model", "{} MiB of weights in memory of this process's own",
+                   size_bytes() >> 20);
+    }
   }
 
   std::string_view section_at(const void* first_byte) const override {

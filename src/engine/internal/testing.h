@@ -202,7 +202,7 @@ class TinyModel final : public model::PackedModel {
   const std::string& chat_template() const override { return template_; }
   size_t size_bytes() const override { return 0; }
   uint64_t fingerprint() const override { return 1; }
-  void bring_into_memory() const override {}
+  void bring_into_memory(size_t) const override {}
   std::string_view section_at(const void*) const override { return {}; }
 
  private:
