@@ -13,28 +13,6 @@
 namespace millrace {
 namespace {
 
-Code code_of_errno(int error) {
-  switch (error) {
-    case ENOENT:
-      return Code::not_found;
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return Code::permission_denied;
-    case EISDIR:  // the path itself is wrong: the same call will not succeed later
-    case ENOTDIR:
-    case ENAMETOOLONG:
-    case ELOOP:
-      return Code::invalid_argument;
-    case ENOSPC:
-    case EDQUOT:
-    case EMFILE:
-      return Code::resource_exhausted;
-    default:
-      return Code::unavailable;
-  }
-}
-
 std::unexpected<Status> fail_errno(std::string_view what, const std::filesystem::path& path) {
   const int error = errno;
   return fail(code_of_errno(error), fmt::format("{} {}: {}", what, path.string(), std::strerror(error)));
@@ -147,16 +125,54 @@ Expected<void> write_file_atomic(const std::filesystem::path& path, std::string_
     ::unlink(temporary.c_str());
     return status;
   };
-  while (!content.empty()) {
-    const ssize_t put = ::write(fd.get(), content.data(), content.size());
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return give_up("cannot write");
-    content.remove_prefix(static_cast<size_t>(put));
-  }
+  if (!write_all(fd.get(), 0, std::as_bytes(std::span(content)))) return give_up("cannot write");
   ::fchmod(fd.get(), 0644);
   if (::fsync(fd.get()) != 0) return give_up("cannot flush");
   if (::rename(temporary.c_str(), path.c_str()) != 0) return give_up("cannot rename over");
   return {};
+}
+
+bool write_all(int fd, uint64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put == 0) errno = EIO;  // trying again could go on for ever
+    if (put <= 0) return false;
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    offset += static_cast<uint64_t>(put);
+  }
+  return true;
+}
+
+int64_t read_all(int fd, uint64_t offset, std::span<std::byte> bytes) {
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t got =
+        ::pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return -1;
+    if (got == 0) break;
+    done += static_cast<size_t>(got);
+  }
+  return static_cast<int64_t>(done);
+}
+
+Code code_of_errno(int error) {
+  switch (error) {
+    case ENOENT: return Code::not_found;
+    case EACCES:
+    case EPERM:
+    case EROFS: return Code::permission_denied;
+    case EISDIR:  // the path itself is wrong: the same call will not succeed later
+    case ENOTDIR:
+    case ENAMETOOLONG:
+    case ELOOP: return Code::invalid_argument;
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case EMFILE: return Code::resource_exhausted;
+    default: return Code::unavailable;
+  }
 }
 
 std::filesystem::path millrace_home() {

@@ -51,6 +51,16 @@ Expected<std::string> read_file(const std::filesystem::path& path, size_t max_by
 // Writes beside the target, fsyncs, renames over it: after a crash the old or the new content is there, never a mix.
 Expected<void> write_file_atomic(const std::filesystem::path& path, std::string_view content);
 
+// At a place of a file that is open, in as many calls as the system wants. Errors are errno's, for callers that have more to
+// say of them.
+// All of `bytes`; false with errno, which is EIO where the system takes no more and does not say why.
+bool write_all(int fd, uint64_t offset, std::span<const std::byte> bytes);
+// Until `bytes` is full or the file ends: how many bytes that was; -1 with errno.
+int64_t read_all(int fd, uint64_t offset, std::span<std::byte> bytes);
+
+// What an errno of a file's says to a caller.
+Code code_of_errno(int error);
+
 // $MILLRACE_HOME, else $XDG_CACHE_HOME/millrace, else ~/.cache/millrace. Not created here.
 std::filesystem::path millrace_home();
 

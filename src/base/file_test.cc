@@ -1,12 +1,46 @@
 #include "base/file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+
+namespace {
+
+// How the calls below behave in place of the C library's.
+size_t piece_bytes = SIZE_MAX;     // moved by a call at most
+bool interrupted = false;          // every second call, before it has moved anything
+int64_t taken_in_all = INT64_MAX;  // pwrite says 0 then
+int calls = 0;
+
+bool interrupt() {
+  if (!interrupted || ++calls % 2 == 0) return false;
+  errno = EINTR;
+  return true;
+}
+
+}  // namespace
+
+extern "C" {
+ssize_t pwrite(int fd, const void* bytes, size_t count, off_t offset) {
+  if (interrupt()) return -1;
+  if (taken_in_all == 0) return 0;
+  count = std::min({count, piece_bytes, static_cast<size_t>(taken_in_all)});
+  taken_in_all -= static_cast<int64_t>(count);
+  return ::syscall(SYS_pwrite64, fd, bytes, count, offset);
+}
+ssize_t pread(int fd, void* bytes, size_t count, off_t offset) {
+  if (interrupt()) return -1;
+  return ::syscall(SYS_pread64, fd, bytes, std::min(count, piece_bytes), offset);
+}
+}
 
 namespace millrace {
 namespace {
@@ -43,6 +77,55 @@ TEST(ReadFile, RefusesAboveLimitAndNamesWhatIsMissing) {
   EXPECT_EQ(read_file(folder / "a" / "b", 9).error().code, Code::invalid_argument);
   EXPECT_EQ(read_file(folder / std::string(300, 'x'), 9).error().code, Code::invalid_argument);
   std::filesystem::remove_all(folder);
+}
+
+class WholePieces : public testing::Test {
+ protected:
+  WholePieces() : folder(fresh_folder()) {
+    fd = ::open((folder / "a").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    EXPECT_GE(fd, 0);
+  }
+  ~WholePieces() override {
+    ::close(fd);
+    piece_bytes = SIZE_MAX;
+    interrupted = false;
+    taken_in_all = INT64_MAX;
+    std::filesystem::remove_all(folder);
+  }
+  static std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
+  std::filesystem::path folder;
+  int fd = -1;
+};
+
+TEST_F(WholePieces, InHoweverManyCalls) {
+  piece_bytes = 3;
+  interrupted = true;
+  ASSERT_TRUE(write_all(fd, 5, bytes_of("0123456789")));
+  EXPECT_EQ(read_file(folder / "a", 99).value_or(""), std::string(5, '\0') + "0123456789");
+  std::string read(7, '?');
+  EXPECT_EQ(read_all(fd, 6, std::as_writable_bytes(std::span(read))), 7);
+  EXPECT_EQ(read, "1234567");
+  EXPECT_EQ(read_all(fd, 13, std::as_writable_bytes(std::span(read))), 2) << "the file ends there";
+  EXPECT_EQ(read, "8934567");
+  EXPECT_EQ(read_all(fd, 99, std::as_writable_bytes(std::span(read))), 0);
+}
+
+TEST_F(WholePieces, WhatTheSystemDoesNotTakeIsAnErrorAndNoHang) {
+  taken_in_all = 4;
+  errno = 0;
+  EXPECT_FALSE(write_all(fd, 0, bytes_of("0123456789")));
+  EXPECT_EQ(errno, EIO);
+  taken_in_all = 4;
+  EXPECT_FALSE(write_file_atomic(folder / "b", "0123456789"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "b"));
+  taken_in_all = INT64_MAX;
+  const int read_only = ::open((folder / "a").c_str(), O_RDONLY | O_CLOEXEC);
+  EXPECT_FALSE(write_all(read_only, 0, bytes_of("0")));
+  EXPECT_EQ(errno, EBADF);
+  ::close(read_only);
+  char byte = 0;
+  EXPECT_EQ(read_all(read_only, 0, std::as_writable_bytes(std::span(&byte, 1))), -1);
+  EXPECT_EQ(errno, EBADF);
 }
 
 TEST(MappedFile, HugePagesHoldTheSameBytes) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <utility>
 
+#include "base/file.h"
 #include "base/hash.h"
 
 namespace millrace::model {
@@ -21,8 +22,7 @@ namespace {
 
 std::unexpected<Status> io_error(std::string_view what) {
   const int number = errno;
-  return fail(number == ENOSPC || number == EDQUOT ? Code::resource_exhausted : Code::unavailable,
-              fmt::format("calibration: {}: {}", what, std::strerror(number)));
+  return fail(code_of_errno(number), fmt::format("calibration: {}: {}", what, std::strerror(number)));
 }
 
 // Before each row's values in the file.
@@ -155,29 +155,20 @@ class Inputs final : public CalibrationInputs {
   static size_t row_bytes_of(int width) { return kHeaderBytes + static_cast<size_t>(width); }
 
   Expected<void> write_at_end(std::span<const char> bytes) {
-    for (size_t done = 0; done < bytes.size();) {
-      const ssize_t written =
-          ::pwrite(file_, bytes.data() + done, bytes.size() - done, static_cast<off_t>(end_ + done));
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0)
-        return io_error(
-            fmt::format("cannot keep the inputs of the model in {} ({} bytes so far; packing elsewhere with "
-                        "-o puts them there)",
-                        folder_, end_));
-      done += static_cast<size_t>(written);
-    }
+    if (!write_all(file_, end_, std::as_bytes(bytes)))
+      return io_error(
+          fmt::format("cannot keep the inputs of the model in {} ({} bytes so far; packing elsewhere with "
+                      "-o puts them there)",
+                      folder_, end_));
     end_ += bytes.size();
     return {};
   }
 
   Expected<void> read_at(uint64_t offset, char* to, size_t size) const {
-    for (size_t done = 0; done < size;) {
-      const ssize_t got = ::pread(file_, to + done, size - done, static_cast<off_t>(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) return io_error("cannot read the inputs of the model again");
-      done += static_cast<size_t>(got);
-    }
-    return {};
+    const int64_t got = read_all(file_, offset, std::as_writable_bytes(std::span(to, size)));
+    if (std::cmp_equal(got, size)) return {};
+    if (got >= 0) errno = EIO;  // a row that was added must be there
+    return io_error("cannot read the inputs of the model again");
   }
 
   const int file_;

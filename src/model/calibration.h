@@ -3,10 +3,10 @@
 // pack_checkpoint() rounds weights for them (PackOptions::calibration);
 // docs/decisions/0008-calibrated-rounding.md says how and why.
 //
-// Rows live in a file without a name, so that little is held in memory (at most 16 bytes for each call of add()) and a
-// killed process leaves nothing behind. A token takes a byte for each value that entered a product: 0.1 MB with
-// SmolLM2, 12 MB with DeepSeek-V3.
-// add() is thread-safe; the others are too, once nothing is added any more.
+// Rows live in a file without a name, so that little is held in memory (16 bytes for each call of add(), and
+// less than as much again for lists to grow in) and a killed process leaves nothing behind. A token takes a
+// byte for each value that entered a product: 0.1 MB with SmolLM2, 12 MB with DeepSeek-V3. add() is
+// thread-safe; the others are too, once nothing is added any more.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -36,7 +36,8 @@ class CalibrationInputs {
   virtual ~CalibrationInputs() = default;
 
   // Rows that a section's output channels from `first_channel` on have read: 0, except where heads read
-  // inputs of their own. Rows whose scale is no finite number are dropped. The first failure is kept, and returned by every later call here and by find().
+  // inputs of their own. Rows whose scale is no finite number are dropped. The first failure is kept, and
+  // returned by every later call here and by find().
   virtual Expected<void> add(std::string_view section, int first_channel, int width, const int8_t* values,
                              int64_t stride, const float* scale, int rows) = 0;
 

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -139,6 +140,24 @@ TEST_F(Calibration, LeavesNoFileBehind) {
   EXPECT_THAT(nowhere.error().message, testing::HasSubstr((folder / "missing").string()));
 }
 
+// Who may not write there need not try again later. In a process of its own: root may write anywhere.
+TEST_F(Calibration, AFolderThatMayNotBeWrittenToIsToldAsSuch) {
+  fs::permissions(folder, fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_read |
+                              fs::perms::others_exec);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (::geteuid() == 0 && ::setuid(65534) != 0) ::_exit(77);
+    const auto inputs = CalibrationInputs::create(folder, 7);
+    ::_exit(inputs.has_value() ? 1 : inputs.error().code == Code::permission_denied ? 0 : 2);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  fs::permissions(folder, fs::perms::owner_all);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "cannot become a user without rights here";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
 TEST_F(Calibration, AFullDiskIsToldAndStaysTold) {
   const Rows rows(64, 96, 5);
   const auto inputs = create();
@@ -151,6 +170,7 @@ TEST_F(Calibration, AFullDiskIsToldAndStaysTold) {
   ::setrlimit(RLIMIT_FSIZE, &before);
   ::signal(SIGXFSZ, handler);
   ASSERT_FALSE(first.has_value());
+  EXPECT_EQ(first.error().code, Code::resource_exhausted);
   EXPECT_THAT(first.error().message, testing::HasSubstr("cannot keep"));
   EXPECT_FALSE(inputs->add("b", 0, 96, rows.row(0), 96, rows.scale.data(), 1).has_value());
   EXPECT_FALSE(inputs->status().has_value());

@@ -12,6 +12,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/file.h"
 #include "base/hash.h"
 #include "base/units.h"
 
@@ -45,18 +46,6 @@ uint64_t checksum_of(const JournalEntry& entry, uint64_t identity) {
   return hash64(bytes_of(entry, offsetof(JournalEntry, xxh3)), identity);
 }
 
-// The whole span, or false with errno.
-bool write_all(int fd, uint64_t offset, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return false;
-    bytes = bytes.subspan(static_cast<size_t>(put));
-    offset += static_cast<uint64_t>(put);
-  }
-  return true;
-}
-
 // Whether the file that is open is the one that has the name.
 bool has_name(int fd, const std::filesystem::path& path) {
   struct stat ours {
@@ -81,10 +70,6 @@ std::unexpected<Status> OutputFile::failed(std::string_view what, const std::fil
                                            bool kept) const {
   const int error = errno;
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  const Code code = full                                                  ? Code::resource_exhausted
-                    : error == EACCES || error == EPERM || error == EROFS ? Code::permission_denied
-                    : error == ENOENT                                     ? Code::not_found
-                                                                          : Code::unavailable;
   std::string message = fmt::format("cannot {} {}: {}", what, path.string(), std::strerror(error));
   if (full) {
     std::error_code ignored;
@@ -93,7 +78,7 @@ std::unexpected<Status> OutputFile::failed(std::string_view what, const std::fil
     message += kept ? "; what is written stays: make room and run the same command again, and it continues"
                     : "; make room and run the same command again";
   }
-  return fail(code, std::move(message));
+  return fail(code_of_errno(error), std::move(message));
 }
 
 Expected<OutputFile> OutputFile::open(const std::filesystem::path& path, const Options& options) {
@@ -154,14 +139,14 @@ bool OutputFile::read_journal(const Options& options) {
   found_.clear();
   journal_end_ = sizeof(JournalHeader);
   JournalHeader header;
-  if (::pread(journal_fd_, &header, sizeof header, 0) != sizeof header || header.magic != kJournalMagic ||
+  const int64_t head = read_all(journal_fd_, 0, std::as_writable_bytes(std::span(&header, 1)));
+  if (std::cmp_not_equal(head, sizeof header) || header.magic != kJournalMagic ||
       header.xxh3 != checksum_of(header) || header.identity != options.identity ||
       header.size != options.size)
     return false;
   std::vector<JournalEntry> piece(4096);
   while (true) {
-    const ssize_t got = ::pread(journal_fd_, piece.data(), piece.size() * sizeof(JournalEntry),
-                                static_cast<off_t>(journal_end_));
+    const int64_t got = read_all(journal_fd_, journal_end_, std::as_writable_bytes(std::span(piece)));
     const size_t whole = got > 0 ? static_cast<size_t>(got) / sizeof(JournalEntry) : 0;
     for (size_t i = 0; i < whole; ++i) {
       if (piece[i].xxh3 != checksum_of(piece[i], identity_)) return true;
@@ -225,16 +210,10 @@ Expected<void> OutputFile::write_at(uint64_t offset, std::span<const std::byte> 
 }
 
 Expected<void> OutputFile::read_at(uint64_t offset, std::span<std::byte> bytes) const {
-  while (!bytes.empty()) {
-    const ssize_t got = ::pread(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return failed("read back", partial_path_);
-    if (got == 0)
-      return fail(Code::data_loss,
-                  fmt::format("{} is shorter than what was written", partial_path_.string()));
-    bytes = bytes.subspan(static_cast<size_t>(got));
-    offset += static_cast<uint64_t>(got);
-  }
+  const int64_t got = read_all(fd_, offset, bytes);
+  if (got < 0) return failed("read back", partial_path_);
+  if (std::cmp_less(got, bytes.size()))
+    return fail(Code::data_loss, fmt::format("{} is shorter than what was written", partial_path_.string()));
   return {};
 }
 

@@ -24,7 +24,7 @@ FileState state_of(const struct stat& info) {
 
 std::unexpected<Status> failed(std::string_view what, const std::filesystem::path& path) {
   const int error = errno;
-  return fail(error == ENOENT ? Code::not_found : Code::unavailable,
+  return fail(code_of_errno(error),
               fmt::format("cannot {} {}: {}", what, path.string(), std::strerror(error)));
 }
 
@@ -94,16 +94,11 @@ Expected<const std::byte*> SourceReader::read(uint64_t at, uint64_t count) {
   MR_CHECK(at >= begin_ && count <= end_ - at, "a piece must lie in its reader's range");
   if (fd_ < 0) return source_->bytes.data() + at;
   buffer_.resize(count);
-  for (uint64_t done = 0; done < count;) {
-    const ssize_t got =
-        ::pread(fd_, buffer_.data() + done, count - done, static_cast<off_t>(first_ + at + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return failed("read", source_->file->path);
-    if (got == 0)
-      return fail(Code::failed_precondition,
-                  fmt::format("{} was cut short while it was being packed", source_->file->path.string()));
-    done += static_cast<uint64_t>(got);
-  }
+  const int64_t got = read_all(fd_, first_ + at, buffer_);
+  if (got < 0) return failed("read", source_->file->path);
+  if (std::cmp_less(got, count))
+    return fail(Code::failed_precondition,
+                fmt::format("{} was cut short while it was being packed", source_->file->path.string()));
   return buffer_.data();
 }
 
