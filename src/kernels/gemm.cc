@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "base/status.h"
 #include "kernels/internal/gemm_levels.h"
@@ -58,26 +59,29 @@ void check(const GemmS8Args& args) {
            fmt::format("a_stride {} for k {}", args.a_stride, args.w->k));
 }
 
-// Quantises one row of k floats into its place in the tiles (`first`: its bytes of the block's first tile)
-// and returns the sum of the bytes. A row without values is written as zeros.
-int32_t pack_row(const float* row, int64_t k, int64_t k_padded, float scale, int8_t* first) {
+// One channel's k bytes in their place in the tiles (`tiles`: the whole matrix's), and its sum. Without bytes
+// it is padding.
+int32_t tile_row(const int8_t* q, int k, int64_t row, int64_t k_padded, int8_t* tiles) {
+  int8_t* first = tiles + row / kGemmNBlock * kGemmNBlock * k_padded + row % kGemmNBlock * 4;
   int32_t sum = 0;
-  for (int64_t quad = 0; quad < k_padded / 4; ++quad) {
+  for (int64_t quad = 0; quad < k_padded; quad += 4) {
     int8_t bytes[4] = {};
-    for (int64_t j = 0; j < 4 && quad * 4 + j < k && scale != 0; ++j) {
-      // Clamped first (a NaN becomes -127), so that adding and taking away 1.5 * 2^23 rounds to the nearest
-      // integer, ties to even, in plain SSE2.
-      const float ratio = row[quad * 4 + j] / scale;
-      const float clamped = ratio >= -127.f ? (ratio <= 127.f ? ratio : 127.f) : -127.f;
-      bytes[j] = static_cast<int8_t>((clamped + 12582912.f) - 12582912.f);
-      sum += bytes[j];
+    for (int64_t j = quad; j < quad + 4 && j < k && q != nullptr; ++j) {
+      bytes[j - quad] = q[j];
+      sum += q[j];
     }
-    std::memcpy(first + quad * 4 * kGemmNBlock, bytes, sizeof bytes);
+    std::memcpy(first + quad * kGemmNBlock, bytes, sizeof bytes);
   }
   return sum;
 }
 
 }  // namespace
+
+float scale_s8(const float* row, int k) {
+  float peak = 0;
+  for (int i = 0; i < k; ++i) peak = std::max(peak, std::fabs(row[i]));
+  return peak / 127.f;
+}
 
 void pack_s8(const float* w, int64_t w_stride, int n, int k, int row_begin, int row_end, int8_t* tiles,
              float* scale, int32_t* sum) {
@@ -85,29 +89,19 @@ void pack_s8(const float* w, int64_t w_stride, int n, int k, int row_begin, int 
                (row_end % kGemmNBlock == 0 || row_end == n),
            fmt::format("rows [{}, {}) of a {} x {} matrix", row_begin, row_end, n, k));
   const int64_t last = row_end == n ? padded_n(n) : row_end;
+  std::vector<int8_t> rounded(static_cast<size_t>(k));
   for (int64_t row = row_begin; row < last; ++row) {
-    const bool padding = row >= n;
-    const float* values = padding ? nullptr : w + row * w_stride;
-    float peak = 0;
-    for (int i = 0; i < k && !padding; ++i) peak = std::max(peak, std::fabs(values[i]));
-    scale[row] = peak / 127.f;
-    int8_t* first = tiles + row / kGemmNBlock * kGemmNBlock * padded_k(k) + row % kGemmNBlock * 4;
-    sum[row] = pack_row(values, padding ? 0 : k, padded_k(k), scale[row], first);
+    scale[row] = row < n ? scale_s8(w + row * w_stride, k) : 0;
+    for (int i = 0; i < k && row < n; ++i)
+      rounded[static_cast<size_t>(i)] = static_cast<int8_t>(round_s8(w[row * w_stride + i], scale[row]));
+    sum[row] = tile_row(row < n ? rounded.data() : nullptr, k, row, padded_k(k), tiles);
   }
 }
 
 void tile_s8(const int8_t* q, int64_t q_stride, int n, int k, int8_t* tiles, int32_t* sum) {
   MR_CHECK(n > 0 && k > 0 && k <= kGemmKMax, fmt::format("a {} x {} matrix", n, k));
-  const int64_t k_padded = padded_k(k);
-  for (int64_t row = 0; row < padded_n(n); ++row) {
-    int8_t* first = tiles + row / kGemmNBlock * kGemmNBlock * k_padded + row % kGemmNBlock * 4;
-    sum[row] = 0;
-    for (int64_t i = 0; i < k_padded; ++i) {
-      const int8_t value = row < n && i < k ? q[row * q_stride + i] : int8_t{0};
-      first[i / 4 * 4 * kGemmNBlock + i % 4] = value;
-      sum[row] += value;
-    }
-  }
+  for (int64_t row = 0; row < padded_n(n); ++row)
+    sum[row] = tile_row(row < n ? q + row * q_stride : nullptr, k, row, padded_k(k), tiles);
 }
 
 void gemm_s8_at(Isa isa, const GemmS8Args& args) {

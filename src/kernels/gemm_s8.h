@@ -39,9 +39,20 @@ constexpr size_t weights_s8_tile_bytes(int64_t n, int64_t k) {
   return static_cast<size_t>(padded_n(n) * padded_k(k));
 }
 
+// A channel's scale, and how its values are rounded: for pack_s8(), and for who rounds by himself and calls tile_s8().
+float scale_s8(const float* row, int k);
+// rint(value / scale), ties to even, within [-127, 127]; NaN gives -127, and scale 0 gives 0. Adding and taking away
+// 1.5 * 2^23 rounds in plain SSE2.
+inline float round_s8(float value, float scale) {
+  if (scale == 0) return 0;
+  const float ratio = value / scale;
+  const float clamped = ratio >= -127.f ? (ratio <= 127.f ? ratio : 127.f) : -127.f;
+  return (clamped + 12582912.f) - 12582912.f;
+}
+
 // Quantises and packs rows [row_begin, row_end) of w (row-major, n x k floats, row_begin a multiple of 16) into tiles,
-// scale and sum of the whole matrix; padding channels are written by the call that holds the last row. q = rint(w/scale)
-// clamped to [-127, 127], ties to even; an all-zero row gets scale 0.
+// scale and sum of the whole matrix; padding channels are written by the call that holds the last row. An all-zero row gets
+// scale 0.
 void pack_s8(const float* w, int64_t w_stride, int n, int k, int row_begin, int row_end, int8_t* tiles, float* scale,
              int32_t* sum);
 

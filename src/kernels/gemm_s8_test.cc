@@ -271,7 +271,6 @@ TEST(PackS8, PartsEqualTheWhole) {
   EXPECT_EQ(whole.sum, parts.sum);
 }
 
-// Checkpoints come from outside: whatever they hold, packing ends and bytes stay in range.
 TEST(TileS8, RowsThatAreRoundedGetTheSameLayout) {
   for (const auto& [n, k] : {std::pair{16, 64}, {33, 130}, {1, 3}, {48, 64}}) {
     std::mt19937 gen(5);
@@ -293,6 +292,7 @@ TEST(TileS8, RowsThatAreRoundedGetTheSameLayout) {
   }
 }
 
+// Checkpoints come from outside: whatever they hold, packing ends and bytes stay in range.
 TEST(PackS8, NonFiniteAndDenormalWeightsAreHarmless) {
   const float inf = INFINITY, nan = NAN;
   std::vector<float> w = {inf, 1, nan, -inf, nan, nan, nan, nan, 1e-45f, -1e-45f, 0, 0, 3e38f, -3e38f, 1, 0};

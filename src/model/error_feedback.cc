@@ -28,15 +28,6 @@ void add_product(const float* a, int64_t a_stride, int m, const float* w, int n,
                      .accumulate = true});
 }
 
-// The nearest of -127 .. 127 steps, ties to even: adding and taking away 1.5 * 2^23, as pack_s8() does. NaN
-// is -127.
-float rounded(float value, float step) {
-  if (step == 0) return 0;
-  const float ratio = value / step;
-  const float clamped = ratio >= -127.f ? std::min(ratio, 127.f) : -127.f;
-  return (clamped + 12582912.f) - 12582912.f;
-}
-
 int panel_end(int begin, int columns) { return std::min(begin + kFeedbackPanel, columns); }
 
 }  // namespace
@@ -130,15 +121,11 @@ uint64_t FeedbackBlock::bytes(int64_t columns) {
 
 void round_rows(const float* w, int rows, int k, const Feedback& feedback, int8_t* q, float* scale,
                 RoundScratch& scratch) {
-  for (int row = 0; row < rows; ++row) {
-    float peak = 0;
-    for (int j = 0; j < k; ++j) peak = std::max(peak, std::fabs(w[int64_t{row} * k + j]));
-    scale[row] = peak / 127.f;
-  }
+  for (int row = 0; row < rows; ++row) scale[row] = kernels::scale_s8(w + int64_t{row} * k, k);
   if (feedback.empty()) {
     for (int row = 0; row < rows; ++row)
       for (int64_t j = int64_t{row} * k; j < int64_t{row + 1} * k; ++j)
-        q[j] = static_cast<int8_t>(rounded(w[j], scale[row]));
+        q[j] = static_cast<int8_t>(kernels::round_s8(w[j], scale[row]));
     return;
   }
   scratch.target.assign(w, w + int64_t{rows} * k);
@@ -152,7 +139,7 @@ void round_rows(const float* w, int rows, int k, const Feedback& feedback, int8_
         float* target = scratch.target.data() + offset;
         float* error = scratch.error.data() + int64_t{row} * width;
         for (int j = 0; j < width; ++j) {
-          const float level = rounded(target[j], scale[row]);
+          const float level = kernels::round_s8(target[j], scale[row]);
           q[offset + j] = static_cast<int8_t>(level);
           error[j] = w[offset + j] - level * scale[row];
           const float* r = block.inside(p) + j * kFeedbackPanel;

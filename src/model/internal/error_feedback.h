@@ -53,8 +53,8 @@ using Feedback = std::vector<FeedbackBlock>;  // side by side; none: every colum
 struct RoundScratch {
   std::vector<float> target, error;
 };
-// Rounds w [rows][k] to q, with the scale of kernels::pack_s8(): the largest of a row over 127. Without
-// feedback q is what pack_s8() rounds to.
+// Rounds w [rows][k] to q with kernels::scale_s8() and round_s8(): without feedback q is what pack_s8()
+// packs.
 void round_rows(const float* w, int rows, int k, const Feedback& feedback, int8_t* q, float* scale,
                 RoundScratch& scratch);
 
