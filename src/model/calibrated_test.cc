@@ -25,10 +25,17 @@ class Calibrated : public fixtures::CalibrationInputsTest {
         add_rows(*inputs, section, first_channel, correlated_rows(rows, kWidth, 6, kind, seed), kWidth));
   }
   SecondMoments moments() const { return {0, kWidth}; }
-  void accumulate(SecondMoments& to, std::string_view section, double weight,
-                  int64_t at_most = INT64_MAX) const {
+  void accumulate(SecondMoments& to, std::string_view section, int64_t at_most = INT64_MAX) const {
     const CalibrationRows rows = inputs->find(section, 0).value();
-    EXPECT_TRUE(to.add(*inputs, rows, std::min(at_most, rows.count()), weight).has_value());
+    EXPECT_TRUE(to.add(*inputs, rows, std::min(at_most, rows.count())).has_value());
+  }
+  void borrow(SecondMoments& to, double weight, int64_t at_most = INT64_MAX) const {
+    SecondMoments router = moments();
+    accumulate(router, "router", at_most);
+    to.add(router, weight);
+  }
+  Feedback made_for(const PlannedLinear& linear, int first_channel) const {
+    return *FeedbackCache(*inputs).get(linear, first_channel).value();
   }
   static PlannedLinear gate_up() {
     return {.section = "expert.gate_up", .k = kWidth, .of_one_expert = true, .also_read_by = "router"};
@@ -53,9 +60,9 @@ bool same(const FeedbackBlock& a, const FeedbackBlock& b) {
 TEST_F(Calibrated, ALinearIsRoundedForItsOwnRowsHoweverFew) {
   add("o", 5, 1, 2);
   add("router", 500, 3, 4);
-  const Feedback got = feedback_of(*inputs, {.section = "o", .k = kWidth}, 0).value();
+  const Feedback got = made_for({.section = "o", .k = kWidth}, 0);
   SecondMoments own = moments();
-  accumulate(own, "o", 1);
+  accumulate(own, "o");
   ASSERT_EQ(got.size(), 1u);
   EXPECT_TRUE(same(got[0], FeedbackBlock(own, kDamping)));
 }
@@ -63,9 +70,9 @@ TEST_F(Calibrated, ALinearIsRoundedForItsOwnRowsHoweverFew) {
 TEST_F(Calibrated, AnExpertThatEnoughRowsReachedBorrowsNone) {
   add("expert.gate_up", kEnough, 1, 2);
   add("router", 500, 3, 4);
-  const Feedback got = feedback_of(*inputs, gate_up(), 0).value();
+  const Feedback got = made_for(gate_up(), 0);
   SecondMoments own = moments();
-  accumulate(own, "expert.gate_up", 1);
+  accumulate(own, "expert.gate_up");
   EXPECT_TRUE(same(got[0], FeedbackBlock(own, kDamping)));
 }
 
@@ -73,20 +80,20 @@ TEST_F(Calibrated, ARareExpertBorrowsTheMissingRowsFromTheRouter) {
   constexpr int kOwn = 10;
   add("expert.gate_up", kOwn, 1, 2);
   add("router", 500, 3, 4);
-  const Feedback got = feedback_of(*inputs, gate_up(), 0).value();
+  const Feedback got = made_for(gate_up(), 0);
   SecondMoments blend = moments(), own = moments();
-  accumulate(blend, "expert.gate_up", 1);
-  accumulate(own, "expert.gate_up", 1);
-  accumulate(blend, "router", static_cast<double>(kEnough - kOwn) / 500);
+  accumulate(blend, "expert.gate_up");
+  accumulate(own, "expert.gate_up");
+  borrow(blend, static_cast<double>(kEnough - kOwn) / 500);
   EXPECT_TRUE(same(got[0], FeedbackBlock(blend, kDamping)));
   EXPECT_FALSE(same(got[0], FeedbackBlock(own, kDamping)));
 }
 
 TEST_F(Calibrated, OfManyRowsThatCameToTheRouterSomeCountForAll) {
   add("router", static_cast<int>(kRouterRows) + 50, 3, 4);
-  const Feedback got = feedback_of(*inputs, gate_up(), 0).value();
+  const Feedback got = made_for(gate_up(), 0);
   SecondMoments some = moments();
-  accumulate(some, "router", static_cast<double>(kEnough) / static_cast<double>(kRouterRows), kRouterRows);
+  borrow(some, static_cast<double>(kEnough) / static_cast<double>(kRouterRows), kRouterRows);
   EXPECT_TRUE(same(got[0], FeedbackBlock(some, kDamping))) << "an expert that no row has reached";
 }
 
@@ -94,18 +101,18 @@ TEST_F(Calibrated, TheSecondProductOfARareExpertIsHeldBack) {
   constexpr int kOwn = 16;
   add("expert.down", kOwn, 1, 2);
   add("router", 500, 3, 4);
-  const Feedback got = feedback_of(*inputs, down(), 0).value();
+  const Feedback got = made_for(down(), 0);
   SecondMoments own = moments();
-  accumulate(own, "expert.down", 1);
+  accumulate(own, "expert.down");
   const double missing = static_cast<double>(kEnough - kOwn) / kOwn;
   EXPECT_TRUE(same(got[0], FeedbackBlock(own, kDamping + missing)));
 }
 
 TEST_F(Calibrated, WhatNothingIsKnownOfIsRoundedColumnByColumn) {
   add("o", 5, 1, 2);
-  EXPECT_TRUE(feedback_of(*inputs, {.section = "head", .k = kWidth}, 0).value().empty());
-  EXPECT_TRUE(feedback_of(*inputs, down(), 0).value().empty());
-  EXPECT_TRUE(feedback_of(*inputs, gate_up(), 0).value().empty());
+  EXPECT_TRUE(made_for({.section = "head", .k = kWidth}, 0).empty());
+  EXPECT_TRUE(made_for(down(), 0).empty());
+  EXPECT_TRUE(made_for(gate_up(), 0).empty());
 }
 
 // The purpose of borrowing, where an expert's rows are like the others' in most of their directions: what
@@ -140,9 +147,8 @@ TEST_F(Calibrated, BorrowingServesRowsToCome) {
       }
     return sum;
   };
-  const double borrowed = cost(feedback_of(*inputs, gate_up(), 0).value()),
-               trusted = cost(feedback_of(*inputs, {.section = "trusted", .k = kWidth}, 0).value()),
-               plain = cost({});
+  const double borrowed = cost(made_for(gate_up(), 0)),
+               trusted = cost(made_for({.section = "trusted", .k = kWidth}, 0)), plain = cost({});
   fmt::print("borrowed {:.3f}, few rows trusted {:.3f}, plain {:.3f}\n", borrowed, trusted, plain);
   EXPECT_LT(borrowed, 0.9 * trusted);
   EXPECT_LT(borrowed, 0.9 * plain);
@@ -152,10 +158,9 @@ TEST_F(Calibrated, HeadsThatReadRowsOfTheirOwnAreApart) {
   add("k_up", 40, 1, 2, 0);
   add("k_up", 40, 3, 4, 64);
   const PlannedLinear k_up{.section = "k_up", .k = kWidth, .rows_per_input = 64};
-  const Feedback first = feedback_of(*inputs, k_up, 0).value(),
-                 second = feedback_of(*inputs, k_up, 64).value();
+  const Feedback first = made_for(k_up, 0), second = made_for(k_up, 64);
   EXPECT_FALSE(same(first[0], second[0]));
-  EXPECT_TRUE(feedback_of(*inputs, k_up, 128).value().empty());
+  EXPECT_TRUE(made_for(k_up, 128).empty());
 }
 
 TEST_F(Calibrated, FeedbackIsMadeOnceForNeighbours) {
@@ -176,11 +181,62 @@ TEST_F(Calibrated, FeedbackIsMadeOnceForNeighbours) {
   EXPECT_GT(cache.bytes(a), 2 * kWidth * kWidth * sizeof(float));
 }
 
+// Its rows are those of each of them: to be read and summed for every expert would take hours.
+TEST_F(Calibrated, TheRoutersRowsAreSummedOnceForAllExperts) {
+  class Counting final : public CalibrationInputs {
+   public:
+    explicit Counting(CalibrationInputs& inputs) : inputs_(inputs) {}
+    Expected<void> add(std::string_view, int, int, const int8_t*, int64_t, const float*, int) override {
+      return {};
+    }
+    Expected<void> status() const override { return inputs_.status(); }
+    uint64_t memory_bytes() const override { return inputs_.memory_bytes(); }
+    int64_t rows(std::string_view section, int first_channel) const override {
+      return inputs_.rows(section, first_channel);
+    }
+    Expected<CalibrationRows> find(std::string_view section, int first_channel) const override {
+      return inputs_.find(section, first_channel);
+    }
+    Expected<void> read(const CalibrationRows& rows, int64_t first, int count, int begin, int columns,
+                        float* out) const override {
+      rows_read += count;
+      return inputs_.read(rows, first, count, begin, columns, out);
+    }
+    uint64_t digest() const override { return inputs_.digest(); }
+    mutable int rows_read = 0;
+
+   private:
+    CalibrationInputs& inputs_;
+  };
+  constexpr int kExperts = 5, kRows = 300, kOwn = 7;
+  add("router", kRows, 3, 4);
+  const auto expert = [](int i) {
+    return PlannedLinear{.section = fmt::format("experts.{}.gate_up", i),
+                         .k = kWidth,
+                         .of_one_expert = true,
+                         .also_read_by = "router"};
+  };
+  for (int i = 1; i < kExperts; ++i) add(expert(i).section, kOwn, 5, static_cast<uint64_t>(i));  // 0: nobody
+  const Counting counting(*inputs);
+  FeedbackCache cache(counting);
+  for (int i = 0; i < kExperts; ++i) {
+    const Feedback got = *cache.get(expert(i), 0).value();
+    SecondMoments blend = moments();
+    if (i > 0) accumulate(blend, expert(i).section);
+    borrow(blend, static_cast<double>(kEnough - (i > 0 ? kOwn : 0)) / kRows);
+    ASSERT_EQ(got.size(), 1u);
+    EXPECT_TRUE(same(got[0], FeedbackBlock(blend, kDamping))) << i;
+  }
+  EXPECT_EQ(counting.rows_read, kRows + (kExperts - 1) * kOwn);
+  EXPECT_EQ(cache.shared_bytes(expert(0)), 2u * 128 * 128 * sizeof(float));
+  EXPECT_EQ(cache.shared_bytes(down()), 0u) << "it borrows none";
+}
+
 TEST_F(Calibrated, WideMatricesAreCutIntoEvenBlocks) {
   const int k = kFeedbackColumns + 64;
   std::vector<float> x(static_cast<size_t>(k) * 2, 0.5f);
   ASSERT_TRUE(add_rows(*inputs, "wide", 0, x, k));
-  const Feedback got = feedback_of(*inputs, {.section = "wide", .k = k}, 0).value();
+  const Feedback got = made_for({.section = "wide", .k = k}, 0);
   ASSERT_EQ(got.size(), 2u);
   EXPECT_EQ(got[0].columns() + got[1].columns(), k);
   EXPECT_LE(got[0].columns(), kFeedbackColumns);

@@ -19,7 +19,7 @@
 namespace millrace::model {
 
 // Of how inputs become weights: raised with any change of that, so that a calibrated file has another name.
-inline constexpr uint32_t kCalibrationVersion = 1;
+inline constexpr uint32_t kCalibrationVersion = 2;
 
 struct CalibrationRows {  // of one matrix
   int width = 0;

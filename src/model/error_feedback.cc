@@ -1,7 +1,6 @@
 #include "model/internal/error_feedback.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "kernels/gemm_s8.h"
@@ -39,15 +38,13 @@ double SecondMoments::trace() const {
   return out;
 }
 
-Expected<void> SecondMoments::add(const CalibrationInputs& inputs, const CalibrationRows& rows, int64_t count,
-                                  double weight) {
+Expected<void> SecondMoments::add(const CalibrationInputs& inputs, const CalibrationRows& rows,
+                                  int64_t count) {
   MR_CHECK(begin + columns <= rows.width && count <= rows.count(), "moments of what is not there");
-  const auto factor = static_cast<float>(std::sqrt(weight));
   std::vector<float> x(static_cast<size_t>(columns) * kRowsAtOnce);  // [columns][rows]
   for (int64_t first = 0; first < count; first += kRowsAtOnce) {
     const int some = static_cast<int>(std::min<int64_t>(kRowsAtOnce, count - first));
     MR_TRY(inputs.read(rows, first, some, begin, columns, x.data()));
-    for (float& value : x) value *= factor;
     for (int top = 0; top < columns; top += kStrip) {
       const int bottom = std::min(top + kStrip, columns);
       // Rows [top, bottom), columns [top, columns): what is right of the diagonal.
@@ -56,6 +53,12 @@ Expected<void> SecondMoments::add(const CalibrationInputs& inputs, const Calibra
     }
   }
   return {};
+}
+
+void SecondMoments::add(const SecondMoments& other, double weight) {
+  MR_CHECK(begin == other.begin && columns == other.columns, "moments of other columns");
+  const auto factor = static_cast<float>(weight);
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += factor * other.sum[i];
 }
 
 FeedbackBlock::FeedbackBlock(SecondMoments moments, double damping) : columns_(moments.columns) {

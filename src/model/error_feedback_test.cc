@@ -46,7 +46,7 @@ class ErrorFeedback : public fixtures::CalibrationInputsTest {
   SecondMoments moments(int begin, int columns) const {
     SecondMoments out(begin, columns);
     const CalibrationRows rows = inputs->find("x", 0).value();
-    EXPECT_TRUE(out.add(*inputs, rows, rows.count(), 1).has_value());
+    EXPECT_TRUE(out.add(*inputs, rows, rows.count()).has_value());
     return out;
   }
   // H in double, of all columns.
@@ -215,8 +215,8 @@ TEST_F(ErrorFeedback, AWeightActsLikeSoManyRows) {
   add(30, k, 6);
   const CalibrationRows rows = inputs->find("x", 0).value();
   SecondMoments once(0, k), thrice(0, k);
-  ASSERT_TRUE(once.add(*inputs, rows, rows.count(), 3).has_value());
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(thrice.add(*inputs, rows, rows.count(), 1).has_value());
+  once.add(moments(0, k), 3);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(thrice.add(*inputs, rows, rows.count()).has_value());
   EXPECT_NEAR(once.trace() / thrice.trace(), 1, 1e-5);
   for (int i = 0; i < k; ++i)
     for (int j = i; j < k; ++j)

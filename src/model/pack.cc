@@ -24,8 +24,8 @@ constexpr int kMaxThreads = 64;
 // Of the 2 GiB that packing may hold (packed_model.h); the rest is for the checkpoint's names and shapes, the
 // jobs, the journal and the program.
 constexpr uint64_t kScratchBudget = 1536 * kMiB;
-uint64_t scratch_budget(const CalibrationInputs* inputs) {  // threads_within() gives one thread in any case
-  return kScratchBudget - std::min(kScratchBudget, inputs != nullptr ? inputs->memory_bytes() : 0);
+uint64_t scratch_budget(const CalibrationInputs* inputs, uint64_t shared) {  // one thread runs in any case
+  return kScratchBudget - std::min(kScratchBudget, shared + (inputs != nullptr ? inputs->memory_bytes() : 0));
 }
 constexpr uint64_t kComparePiece = 16 * kMiB;
 
@@ -205,7 +205,7 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
       run_jobs({.jobs = jobs,
                 .sections = layout.sections,
                 .file = file,
-                .threads = threads_within(scratch_budget(options.calibration), std::clamp(options.threads, 1, kMaxThreads), jobs),
+                .threads = threads_within(scratch_budget(options.calibration, packer.shared_bytes()), std::clamp(options.threads, 1, kMaxThreads), jobs),
                 .forget = size > granted_memory().total_bytes / 2,
                 .progress = options.progress});
   if (done) done = unchanged(checkpoint);

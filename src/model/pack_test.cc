@@ -125,7 +125,7 @@ TEST_F(Pack, CalibratedFormsHaveNamesOfTheirOwn) {
         path, std::filesystem::file_time_type::clock::now() - std::chrono::seconds(age_s));
   };
   const std::string first = calibrated_file_name(name, 0xABC), second = calibrated_file_name(name, 0xDEF);
-  EXPECT_THAT(first, testing::EndsWith(".int8.calibrated1-0000000000000abc.mrpack"));
+  EXPECT_THAT(first, testing::EndsWith(".int8.calibrated2-0000000000000abc.mrpack"));
   put(name, 0);
   put("other-" + first, 0);
   put(first + ".partial.old", 0);

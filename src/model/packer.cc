@@ -122,8 +122,11 @@ void Packer::add_rows(const PlannedLinear& l, int64_t begin, int64_t end) {
   }
   for (const ByteRange& place : job.places) job.cost += place.size;
   job.scratch_bytes = floats * sizeof(float) + job.cost + kJobOverhead;
-  if (feedback_ && stored_type(l) == PackType::int8)  // what it aims at, and the bytes before they are tiles
+  if (feedback_ && stored_type(l) == PackType::int8) {
+    // What it aims at, and the bytes before they are tiles.
     job.scratch_bytes += floats * (sizeof(float) + 1) + feedback_->bytes(l);
+    shared_bytes_ = std::max(shared_bytes_, feedback_->shared_bytes(l));
+  }
   jobs_.push_back(std::move(job));
 }
 

@@ -44,7 +44,7 @@ def test_the_calibrated_file_is_taken_until_it_is_declined(home):
     before = plain.read_bytes()
     calibrated = packed_path(millrace(home, "pack", MODEL, "--calibrate", "text.txt"))
     assert calibrated != plain and calibrated.parent == plain.parent
-    assert calibrated.name.startswith(plain.name.removesuffix(".mrpack") + ".calibrated1-")
+    assert calibrated.name.startswith(plain.name.removesuffix(".mrpack") + ".calibrated2-")
     assert calibrated.stat().st_size == len(before) and calibrated.read_bytes() != before
     assert plain.read_bytes() == before, "the plain file is left alone"
     assert packed_files(home) == sorted([plain.name, calibrated.name]), "nothing else is left"
@@ -54,7 +54,7 @@ def test_the_calibrated_file_is_taken_until_it_is_declined(home):
     declined = millrace(home, "pack", MODEL, "--no-calibrated")
     assert packed_path(declined) == plain and "calibrated form" not in declined.stderr
     # One that an earlier version of calibration made is not taken.
-    old = calibrated.with_name(calibrated.name.replace(".calibrated1-", ".calibrated0-"))
+    old = calibrated.with_name(calibrated.name.replace(".calibrated2-", ".calibrated1-"))
     calibrated.rename(old)
     assert packed_path(millrace(home, "pack", MODEL)) == plain
     old.rename(calibrated)

@@ -26,9 +26,9 @@ struct SecondMoments {
   int begin = 0, columns = 0;
   std::vector<float> sum;  // [columns][columns]; what lies above the diagonal is not looked at
   double trace() const;
-  // Adds weight * x x^T of the first `count` of these rows.
-  Expected<void> add(const CalibrationInputs& inputs, const CalibrationRows& rows, int64_t count,
-                     double weight);
+  // Adds x x^T of the first `count` of these rows.
+  Expected<void> add(const CalibrationInputs& inputs, const CalibrationRows& rows, int64_t count);
+  void add(const SecondMoments& other, double weight);  // of the same columns, so many times
 };
 
 // R of one block of columns, as rounding reads it.

@@ -36,6 +36,8 @@ class Packer {
 
   // In the order of the file.
   std::vector<PackJob> jobs();
+  // Memory that they hold together, beside each one's scratch_bytes; known once they are.
+  uint64_t shared_bytes() const { return shared_bytes_; }
 
   // Called by each_weight().
   void embed(const PlannedEmbed& m);
@@ -69,6 +71,7 @@ class Packer {
   mutable std::optional<FeedbackCache> feedback_;
   std::deque<PlannedLinear> of_experts_;  // jobs refer to them
   std::vector<PackJob> jobs_;
+  uint64_t shared_bytes_ = 0;
 };
 
 }  // namespace millrace::model
