@@ -104,6 +104,10 @@ class Collector final : public InputObserver {
   bool all_wanted_ = true, drafting_ = false;
 };
 
+int64_t window_of(const model::ModelConfig& config) {
+  return std::min<int64_t>(kCalibrationWindow, config.max_position);
+}
+
 // One sequence from its beginning, all of whose rows go through every product, the head's included.
 void read_window(Executor& executor, Collector& collector, std::byte* pool, const std::vector<int32_t>& pages,
                  std::span<const TokenId> tokens, bool drafts) {
@@ -171,28 +175,40 @@ uint64_t calibration_digest(std::string_view text) {
 }
 
 namespace {
+
+// The tokens that are read of each window of the text.
+Expected<std::vector<std::vector<TokenId>>> tokens_to_read(std::string_view text,
+                                                           const model::TokenizerSpec& spec,
+                                                           const model::ModelConfig& config) {
+  MR_TRY(check_calibration_text(text));
+  const auto tokenizer = MR_TRY(model::Tokenizer::create(spec));
+  const int64_t window = window_of(config);
+  std::vector<std::vector<TokenId>> windows;
+  int64_t here = 0, read = 0;
+  const int most = config.moe.used() ? kCalibrationWindowsMixture : kCalibrationWindows;
+  for (const std::string_view piece : calibration_windows(text, most)) {
+    std::vector<TokenId>& tokens = windows.emplace_back();
+    MR_TRY(tokenizer->encode(piece, {.add_special = false}, 0, tokens));
+    here += static_cast<int64_t>(tokens.size());
+    if (std::cmp_greater(tokens.size(), window)) tokens.resize(static_cast<size_t>(window));
+    read += static_cast<int64_t>(tokens.size());
+  }
+  if (read >= kCalibrationTokensMin) return windows;
+  std::string message = fmt::format("the calibration text has {} tokens", here);
+  if (read < here)
+    message += fmt::format(", of which a model of {} positions would read {}", config.max_position, read);
+  return invalid(fmt::format("{}; at least {} are needed", message, kCalibrationTokensMin), "calibrate");
+}
+
 Expected<std::unique_ptr<model::CalibrationInputs>> gather(std::shared_ptr<const model::PackedModel> model,
                                                            std::string_view text,
                                                            const std::filesystem::path& folder,
                                                            const CalibrateOptions& options) {
   if (model->type() != model::PackType::int8)
     return invalid("calibration reads the text with a model that is packed as INT8");
-  MR_TRY(check_calibration_text(text));
-  const auto tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec()));
-  const int window = static_cast<int>(std::min<int64_t>(kCalibrationWindow, model->config().max_position));
-  std::vector<std::vector<TokenId>> windows;
+  const auto windows = MR_TRY(tokens_to_read(text, model->tokenizer_spec(), model->config()));
   int64_t total = 0;
-  const int most = model->config().moe.used() ? kCalibrationWindowsMixture : kCalibrationWindows;
-  for (const std::string_view piece : calibration_windows(text, most)) {
-    std::vector<TokenId>& tokens = windows.emplace_back();
-    MR_TRY(tokenizer->encode(piece, {.add_special = false}, 0, tokens));
-    if (std::cmp_greater(tokens.size(), window)) tokens.resize(static_cast<size_t>(window));
-    total += static_cast<int64_t>(tokens.size());
-  }
-  if (total < kCalibrationTokensMin)
-    return invalid(fmt::format("the calibration text has {} tokens, at least {} are needed", total,
-                               kCalibrationTokensMin),
-                   "calibrate");
+  for (const auto& tokens : windows) total += static_cast<int64_t>(tokens.size());
   auto inputs = MR_TRY(model::CalibrationInputs::create(
       folder, hash64(fmt::format("{}", model->fingerprint()), calibration_digest(text))));
 
@@ -201,11 +217,11 @@ Expected<std::unique_ptr<model::CalibrationInputs>> gather(std::shared_ptr<const
   auto executor = MR_TRY(Executor::create(model, {.cpus = options.cpus,
                                                   .max_rows = kChunk,
                                                   .max_logit_rows = kChunk,
-                                                  .max_positions = window,
+                                                  .max_positions = window_of(model->config()),
                                                   .column_rows_max = -1,
                                                   .drafts = drafts,
                                                   .observer = &collector}));
-  const int64_t pages = Sequence::pages_for(window);
+  const int64_t pages = Sequence::pages_for(window_of(model->config()));
   KvPool pool = MR_TRY(KvPool::create(pages, kv_shape_of(*model, drafts).page_bytes()));
   std::vector<int32_t> page_numbers(static_cast<size_t>(pages));
   for (int32_t& page : page_numbers) page = pool.allocate();
@@ -226,6 +242,12 @@ Expected<std::unique_ptr<model::CalibrationInputs>> gather(std::shared_ptr<const
 }
 
 }  // namespace
+
+Expected<void> check_calibration_tokens(std::string_view text, const model::TokenizerSpec& tokenizer,
+                                        const model::ModelConfig& config) {
+  MR_TRY(tokens_to_read(text, tokenizer, config));
+  return {};
+}
 
 // On a thread of its own: a team pins whoever calls it, and the caller goes on to pack with all cores.
 Expected<std::unique_ptr<model::CalibrationInputs>> gather_inputs(

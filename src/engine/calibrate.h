@@ -22,11 +22,14 @@ inline constexpr int kCalibrationWindows = 16;
 // With a mixture of experts, each of which sees some of the tokens only. What sees them all is observed in
 // kCalibrationWindows of the windows.
 inline constexpr int kCalibrationWindowsMixture = 64;
-// Fewer tokens than this say too little of a model's inputs, and are refused.
+// Fewer tokens read than this say too little of a model's inputs, and are refused.
 inline constexpr int64_t kCalibrationTokensMin = 512;
 
 // Refuses what is empty or not UTF-8, with the place.
 Expected<void> check_calibration_text(std::string_view text);
+// The same, and texts of which a model with this tokenizer and config would read too little.
+Expected<void> check_calibration_tokens(std::string_view text, const model::TokenizerSpec& tokenizer,
+                                        const model::ModelConfig& config);
 
 // Of the text and of everything else, but for the checkpoint, that decides what a calibrated packing becomes.
 uint64_t calibration_digest(std::string_view text);

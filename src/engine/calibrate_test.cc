@@ -205,8 +205,32 @@ TEST_F(GatherInputs, TooShortATextIsRefusedWithTheLimit) {
   const auto short_text = gather(llama(), std::string(511, 'a'));
   ASSERT_FALSE(short_text.has_value());
   EXPECT_EQ(short_text.error().code, Code::invalid_argument);
-  EXPECT_THAT(short_text.error().message, HasSubstr("511 tokens, at least 512"));
+  EXPECT_THAT(short_text.error().message, HasSubstr("has 511 tokens; at least 512"));
   EXPECT_TRUE(gather(llama(), std::string(512, 'a')).has_value());
+}
+
+// A short context cuts windows short: what the text has is not what is read of it.
+TEST_F(GatherInputs, AShortContextNeedsALongerText) {
+  model::ModelConfig config = fixtures::tiny_config(model::Architecture::llama);
+  config.max_position = 300;
+  const auto written = fixtures::write_hugging_face(fixtures::tiny_checkpoint(config, 1), folder / "short");
+  ASSERT_TRUE(written.has_value());
+  const auto facts = model::checkpoint_facts(folder / "short");
+  ASSERT_TRUE(facts.has_value()) << facts.error().message;
+  const auto checked = [&](size_t bytes) {
+    return check_calibration_tokens(std::string(bytes, 'a'), facts->tokenizer, facts->config);
+  };
+  const auto one_window = checked(1000), two = checked(4096);
+  ASSERT_FALSE(one_window.has_value());
+  EXPECT_EQ(one_window.error().code, Code::invalid_argument);
+  EXPECT_THAT(one_window.error().message,
+              HasSubstr("has 1000 tokens, of which a model of 300 positions would read 300; at "
+                        "least 512 are needed"));
+  EXPECT_TRUE(two.has_value()) << two.error().message;
+  const auto model = pack(folder / "short", model::PackType::int8);
+  ASSERT_TRUE(model);
+  EXPECT_EQ(gather(model, std::string(1000, 'a')).error().message, one_window.error().message);
+  EXPECT_TRUE(gather(model, std::string(4096, 'a')).has_value());
 }
 
 TEST_F(GatherInputs, OnlyInt8ModelsHaveSomethingToGather) {

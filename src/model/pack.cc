@@ -215,6 +215,11 @@ Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint_path,
   return done;
 }
 
+Expected<CheckpointFacts> checkpoint_facts(const std::filesystem::path& path) {
+  Checkpoint checkpoint = MR_TRY(open_checkpoint(path));
+  return CheckpointFacts{std::move(checkpoint.config), std::move(checkpoint.tokenizer)};
+}
+
 Expected<std::string> packed_file_name(const std::filesystem::path& checkpoint, PackType type) {
   const std::string_view type_name = type == PackType::int8 ? "int8" : "float32";
   uint64_t hash = hash64(fmt::format("{} {}", kPackedVersion, type_name));

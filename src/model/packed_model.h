@@ -58,6 +58,13 @@ struct PackOptions {
 Expected<void> pack_checkpoint(const std::filesystem::path& checkpoint, const std::filesystem::path& packed,
                                const PackOptions& options);
 
+// What a checkpoint says of its model and of text, as its packed file will: of its weights only names and shapes are read.
+struct CheckpointFacts {
+  ModelConfig config;
+  TokenizerSpec tokenizer;
+};
+Expected<CheckpointFacts> checkpoint_facts(const std::filesystem::path& checkpoint);
+
 // Removes what a killed pack_checkpoint() left beside `packed`, unless one is at work there.
 void remove_unfinished_pack(const std::filesystem::path& packed);
 
