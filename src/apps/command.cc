@@ -72,6 +72,7 @@ void add_serve(CLI::App& app, ServeFlags& flags) {
   app.allow_config_extras(CLI::config_extras_mode::error);
   verb->fallthrough();
   add_model_flags(*verb, flags.model);
+  add_calibrated_flag(*verb, flags.model);
   verb->add_option("--host", flags.host, "address to listen on")->capture_default_str();
   verb->add_option("--port", flags.port, "port to listen on")->check(CLI::Range(1, 65535))->capture_default_str();
   verb->add_option("--groups,--data-parallel-size", flags.groups, "DP groups: engine processes that share the weights")
@@ -105,6 +106,7 @@ void add_run(CLI::App& app, ChatOptions& options) {
   verb->footer("Examples:\n  millrace run smollm2\n  millrace run smollm2 \"Why is the sky blue?\"\n  cat notes.txt | millrace "
                "run smollm2");
   add_model_flags(*verb, options.model);
+  add_calibrated_flag(*verb, options.model);
   verb->add_option("PROMPT", options.prompt, "answer this and leave; without it: converse, or read a pipe");
   verb->add_option("--system", options.system, "system message");
   verb->add_option("--temperature", options.temperature, "0: always the likeliest token (default: the model's own)")
@@ -131,11 +133,15 @@ void add_models(CLI::App& app, Verbs& verbs) {
   pack->add_option("--calibrate", verbs.pack.calibrate,
                    "a UTF-8 text like those that MODEL will see: its weights are then rounded for what they meet in it")
       ->check(CLI::ExistingFile);
+  pack->add_flag_callback("--no-calibrated", [&verbs] { verbs.pack.model.calibrated = false; },
+                          "the plain file: what pack makes without --calibrate");
   pack->footer("Needs at most 2 GiB of memory, whatever the size of MODEL. Stopped or killed, the same command continues where it "
-               "was.\n\n--calibrate first reads 8,192 tokens from all over the text with MODEL (32,768 with a mixture of "
+               "was.\n\n--calibrate first reads up to 8,192 tokens from all over the text with MODEL (up to 32,768 with a mixture of "
                "experts), and\nfor that needs the memory that serving needs, and the plain packed file, which stays in the cache. Stopped, "
-               "it reads\nthe text again. serve, run, bench and eval then take this file, and say so; of "
-               "several the one made or asked for\nlast, and with --no-calibrated the plain one.\n\nExamples:\n  millrace pack "
+               "it reads\nthe text again. Without -o, serve, run, bench and eval then take the calibrated file when they are given "
+               "MODEL, and say so; of\nseveral the one made or asked for last, and with --no-calibrated the plain one. One that -o put "
+               "elsewhere is taken where\nits own name is given, and eval cannot judge it: there is no float32 form of a packed file."
+               "\n\nExamples:\n  millrace pack "
                "smollm2\n  millrace pack smollm2 --calibrate notes.txt\n  millrace eval smollm2 --text other.txt\n  millrace eval "
                "smollm2 --text other.txt --no-calibrated");
 }
@@ -143,6 +149,7 @@ void add_models(CLI::App& app, Verbs& verbs) {
 void add_measure(CLI::App& app, Verbs& verbs) {
   CLI::App* bench = app.add_subcommand("bench", "tokens a second, as a share of this machine's measured peak");
   add_model_flags(*bench, verbs.bench.model);
+  add_calibrated_flag(*bench, verbs.bench.model);
   bench->add_option("--prefill", verbs.bench.prefill, "prompt lengths")->delimiter(',')->check(CLI::Range(1, 1 << 20));
   bench->add_option("--decode", verbs.bench.decode, "tokens generated per sequence")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   bench->add_option("--batch", verbs.bench.batch, "sequences decoded together")->delimiter(',')->check(CLI::Range(1, 4096));
@@ -155,6 +162,7 @@ void add_measure(CLI::App& app, Verbs& verbs) {
 
   CLI::App* eval = app.add_subcommand("eval", "what INT8 costs: perplexity and KL on a text, against the float path");
   add_model_flags(*eval, verbs.eval.model);
+  add_calibrated_flag(*eval, verbs.eval.model);
   eval->add_option("--text", verbs.eval.text_file, "UTF-8 text to predict")->required()->check(CLI::ExistingFile);
   eval->add_option("--against", verbs.eval.against, "the yardstick")->check(CLI::IsMember({"float32"}))->capture_default_str();
   eval->add_option("--window", verbs.eval.window, "tokens of context in each window")->check(CLI::Range(16, 8192))->capture_default_str();

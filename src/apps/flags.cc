@@ -17,6 +17,9 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--dtype", flags.dtype, "auto: INT8 weights and activations; float32: slow, for checking")
       ->check(CLI::IsMember({"auto", "int8", "float32"}))
       ->capture_default_str();
+}
+
+void add_calibrated_flag(CLI::App& app, ModelFlags& flags) {
   app.add_flag("--calibrated,!--no-calibrated", flags.calibrated,
                "take the packed file that `pack --calibrate` made of MODEL, where there is one (on)");
 }

@@ -21,6 +21,7 @@ struct ModelFlags {
   bool calibrated = true;      // the form that `pack --calibrate` made, where there is one
 };
 void add_model_flags(CLI::App& app, ModelFlags& flags);
+void add_calibrated_flag(CLI::App& app, ModelFlags& flags);  // for verbs that take a packed file
 Expected<model::PackType> pack_type_of(const std::string& dtype);
 
 struct EngineFlags {

@@ -8,6 +8,7 @@
 #include <boost/json.hpp>
 #include <chrono>
 #include <filesystem>
+#include <initializer_list>
 
 #include "apps/progress.h"
 #include "base/clock.h"
@@ -69,18 +70,18 @@ Expected<void> pack_to(const std::filesystem::path& checkpoint, const std::files
 }
 
 // A pack that was killed and never taken up again: its checkpoint has another name in the cache by now, or is
-// gone. The one about to be made is spared.
-void remove_forgotten_packs(const std::filesystem::path& packed) {
+// gone. Those about to be made are spared.
+void remove_forgotten_packs(const std::filesystem::path& folder, std::initializer_list<std::filesystem::path> spared) {
   constexpr auto kForgotten = std::chrono::hours(24 * 7);
   std::error_code error;
-  for (std::filesystem::directory_iterator it(packed.parent_path(), error), end; !error && it != end;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
        it.increment(error)) {
     std::filesystem::path path = it->path();
     std::error_code ignored;
     const auto touched = it->last_write_time(ignored);
     if (ignored || path.extension() != ".partial" || std::filesystem::file_time_type::clock::now() - touched < kForgotten)
       continue;
-    if (path.replace_extension() != packed) model::remove_unfinished_pack(path);
+    if (std::ranges::find(spared, path.replace_extension()) == spared.end()) model::remove_unfinished_pack(path);
   }
 }
 
@@ -108,7 +109,7 @@ Expected<std::string> ensure_packed(const ModelFlags& flags) {
     }
   }
   if (!std::filesystem::exists(packed, error)) {
-    remove_forgotten_packs(packed);
+    remove_forgotten_packs(packed.parent_path(), {packed});
     MR_TRY(pack_to(checkpoint, packed, type, flags.model));
   }
   return packed.string();
@@ -121,9 +122,20 @@ Expected<std::shared_ptr<const model::PackedModel>> open_model(const ModelFlags&
 
 namespace {
 
+// What is wrong with the text is said of the file.
+template <class T>
+Expected<T> naming_the_text(const PackFlags& flags, Expected<T> done) {
+  if (!done && done.error().param == "calibrate")
+    done.error().message = fmt::format("{}: {}", flags.calibrate, done.error().message);
+  return done;
+}
+
 // The text is looked at before the hours of work that may follow.
 Expected<std::string> pack_calibrated(const PackFlags& flags) {
   const std::string& name = flags.model.model;
+  if (!flags.model.calibrated)
+    return invalid("--calibrate makes the calibrated file and --no-calibrated asks for the plain one: give one of them",
+                   "calibrate");
   if (name.ends_with(".mrpack"))
     return invalid(fmt::format("--calibrate packs a checkpoint; {} is packed already", name), "calibrate");
   const auto type = MR_TRY(pack_type_of(flags.model.dtype));
@@ -132,15 +144,12 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
   if (std::filesystem::is_directory(flags.output, error))
     return invalid(fmt::format("{} is a folder; a file is to be written there", flags.output), "output");
   std::string text = MR_TRY(read_file(flags.calibrate, kMaxTextBytes));
-  if (auto checked = engine::check_calibration_text(text); !checked) {
-    checked.error().message = fmt::format("{}: {}", flags.calibrate, checked.error().message);
-    return std::unexpected(std::move(checked).error());
-  }
+  MR_TRY(naming_the_text(flags, engine::check_calibration_text(text)));
   const auto checkpoint = MR_TRY(hub::resolve(name));
+  const auto plain_name = MR_TRY(model::packed_file_name(checkpoint, type));
   std::filesystem::path packed = flags.output;
   if (flags.output.empty()) {
-    packed = hub::packed_folder() / model::calibrated_file_name(MR_TRY(model::packed_file_name(checkpoint, type)),
-                                                                engine::calibration_digest(text));
+    packed = hub::packed_folder() / model::calibrated_file_name(plain_name, engine::calibration_digest(text));
     if (std::filesystem::exists(packed, error)) {
       // The one asked for last is the one that is served.
       std::filesystem::last_write_time(packed, std::filesystem::file_time_type::clock::now(), error);
@@ -150,13 +159,17 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
       return packed.string();
     }
   }
-  ModelFlags plain = flags.model;
-  plain.calibrated = false;
-  auto model = MR_TRY(open_model(plain));
+  {
+    const auto facts = MR_TRY(model::checkpoint_facts(checkpoint));
+    MR_TRY(naming_the_text(flags, engine::check_calibration_tokens(text, facts.tokenizer, facts.config)));
+  }
+  const auto plain = hub::packed_folder() / plain_name;
+  remove_forgotten_packs(plain.parent_path(), {plain, packed});
+  if (!std::filesystem::exists(plain, error)) MR_TRY(pack_to(checkpoint, plain, type, name));
+  auto model = MR_TRY(model::PackedModel::open(plain));
   const auto folder = std::filesystem::absolute(packed).parent_path();
   std::filesystem::create_directories(folder, error);
-  if (flags.output.empty()) remove_forgotten_packs(packed);
-  auto inputs = [&] {
+  auto inputs = MR_TRY(naming_the_text(flags, [&] {
     ProgressBar bar(fmt::format("reading {} with {}", std::filesystem::path(flags.calibrate).filename().string(), name));
     engine::CalibrateOptions options;
     options.cpus = engine_options({}).cpus;
@@ -164,14 +177,9 @@ Expected<std::string> pack_calibrated(const PackFlags& flags) {
       bar.update(static_cast<double>(done) / static_cast<double>(total), fmt::format("{} of {} tokens", done, total));
     };
     return engine::gather_inputs(std::move(model), text, folder, options);  // packing does not hold it mapped
-  }();
-  if (!inputs) {
-    if (inputs.error().param == "calibrate")
-      inputs.error().message = fmt::format("{}: {}", flags.calibrate, inputs.error().message);
-    return std::unexpected(std::move(inputs).error());
-  }
+  }()));
   std::string().swap(text);  // as much as 256 MiB of the 2 GiB that packing may hold
-  MR_TRY(pack_to(checkpoint, packed, type, name, inputs->get()));
+  MR_TRY(pack_to(checkpoint, packed, type, name, inputs.get()));
   return packed.string();
 }
 
@@ -248,7 +256,11 @@ int run_rm(const std::vector<std::string>& models) {
 int run_pack(const PackFlags& flags) {
   const auto done = [&]() -> Expected<std::string> {
     if (!flags.calibrate.empty()) return pack_calibrated(flags);
-    if (flags.output.empty()) return ensure_packed(flags.model);
+    if (flags.output.empty()) {
+      ModelFlags plain = flags.model;
+      plain.calibrated = false;
+      return ensure_packed(plain);
+    }
     const auto type = MR_TRY(pack_type_of(flags.model.dtype));
     const auto checkpoint = MR_TRY(hub::resolve(flags.model.model));
     MR_TRY(pack_to(checkpoint, flags.output, type, flags.model.model));

@@ -2,6 +2,7 @@
 successor ends with the same bytes."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,13 @@ def packed_path(done):
     return Path(done.stdout.split(" (")[0].strip())
 
 
+def taken(home, *flags):
+    """The calibrated file that a verb which runs MODEL takes; None: the plain one."""
+    said = millrace(home, "run", MODEL, "The", "--max-tokens", 1, *flags).stderr
+    named = re.search(r"the calibrated form (\S+)", said)
+    return Path(named[1]) if named else None
+
+
 def packed_files(home):
     return sorted(path.name for path in (home / "home" / "packed").iterdir())
 
@@ -49,14 +57,16 @@ def test_the_calibrated_file_is_taken_until_it_is_declined(home):
     assert plain.read_bytes() == before, "the plain file is left alone"
     assert packed_files(home) == sorted([plain.name, calibrated.name]), "nothing else is left"
 
-    taken = millrace(home, "pack", MODEL)
-    assert packed_path(taken) == calibrated and f"the calibrated form {calibrated}" in taken.stderr
-    declined = millrace(home, "pack", MODEL, "--no-calibrated")
-    assert packed_path(declined) == plain and "calibrated form" not in declined.stderr
+    assert taken(home) == calibrated and taken(home, "--no-calibrated") is None
+    for flags in [], ["--no-calibrated"]:
+        bare = millrace(home, "pack", MODEL, *flags)
+        assert packed_path(bare) == plain and "calibrated form" not in bare.stderr, "pack makes what it is asked for"
+    torn = millrace(home, "pack", MODEL, "--calibrate", "text.txt", "--no-calibrated", status=2).stderr
+    assert "--calibrate" in torn and "--no-calibrated" in torn and "give one of them" in torn
     # One that an earlier version of calibration made is not taken.
     old = calibrated.with_name(calibrated.name.replace(".calibrated2-", ".calibrated1-"))
     calibrated.rename(old)
-    assert packed_path(millrace(home, "pack", MODEL)) == plain
+    assert taken(home) is None
     old.rename(calibrated)
     # The same text again: found, not made.
     stamp = calibrated.stat().st_ino
@@ -72,10 +82,10 @@ def test_the_calibrated_file_is_taken_until_it_is_declined(home):
     (home / "other.txt").write_text(HELDOUT[60_000:90_000])
     other = packed_path(millrace(home, "pack", MODEL, "--calibrate", "other.txt"))
     assert other not in (plain, calibrated)
-    assert packed_path(millrace(home, "pack", MODEL)) == other
+    assert taken(home) == other
     time.sleep(0.05)
     millrace(home, "pack", MODEL, "--calibrate", "text.txt")
-    assert packed_path(millrace(home, "pack", MODEL)) == calibrated
+    assert taken(home) == calibrated
     # A packed file is itself, whatever was calibrated.
     assert packed_path(millrace(home, "pack", plain)) == plain
     refused = millrace(home, "eval", plain, "--text", "judge.txt", status=2).stderr
@@ -84,18 +94,17 @@ def test_the_calibrated_file_is_taken_until_it_is_declined(home):
 
 def test_texts_that_say_too_little_are_refused_by_name_value_and_limit(home):
     (home / "empty.txt").write_text("")
-    (home / "short.txt").write_text("Too short a text. " * 20)
+    (home / "short.txt").write_text("Too short a text. " * 20)  # 100 to 200 tokens
     (home / "latin1.txt").write_bytes(b"gr\xfc\xdfe " * 500)
     for name, words in {"missing.txt": ["missing.txt", "does not exist"],
                         "empty.txt": ["empty.txt", "0 bytes"],
+                        "short.txt": ["short.txt", "tokens", "at least 512"],
                         "latin1.txt": ["latin1.txt", "not UTF-8", "0xfc", "offset 2 "]}.items():
         start = time.monotonic()
         refused = millrace(home, "pack", MODEL, "--calibrate", name, status=2).stderr
         assert all(word in refused for word in words), refused
         assert time.monotonic() - start < (2 if not SANITIZED else 30), "before any work"
         assert not (home / "home" / "packed").exists()
-    refused = millrace(home, "pack", MODEL, "--calibrate", "short.txt", status=2).stderr
-    assert "short.txt" in refused and "at least 512" in refused
     assert "float32" in millrace(home, "pack", MODEL, "--calibrate", "text.txt", "--dtype", "float32", status=2).stderr
     plain = packed_path(millrace(home, "pack", MODEL))
     assert "packed already" in millrace(home, "pack", plain, "--calibrate", "text.txt", status=2).stderr
@@ -105,7 +114,7 @@ def test_texts_that_say_too_little_are_refused_by_name_value_and_limit(home):
 
 
 def test_a_killed_run_is_continued(home):
-    millrace(home, "pack", MODEL)
+    plain = packed_path(millrace(home, "pack", MODEL))
     whole = packed_path(millrace(home, "pack", MODEL, "--calibrate", "text.txt"))
     expected = whole.read_bytes()
     whole.unlink()
@@ -120,8 +129,12 @@ def test_a_killed_run_is_continued(home):
     run.send_signal(signal.SIGKILL)
     run.wait()
     if not whole.exists():  # else it was faster than the signal
+        # Weeks later, when the plain file has been cleaned away: packing that again must not clean this away too.
+        weeks_ago = time.time() - 20 * 24 * 3600
+        os.utime(whole.with_name(whole.name + ".partial"), (weeks_ago, weeks_ago))
+        plain.unlink()
         done = millrace(home, "pack", MODEL, "--calibrate", "text.txt")
-        assert "checking the" in done.stderr, "it found what the killed one left"
+        assert re.search("calibrated.*checking the", done.stderr), "it found what the killed one left"
     assert whole.read_bytes() == expected
     assert len(packed_files(home)) == 2
 
