@@ -11,6 +11,7 @@
 #include "engine/calibrate.h"
 #include "engine/eval.h"
 #include "engine/internal/numbers_testing.h"
+#include "model/fixtures/tiny_deepseek.h"
 
 namespace millrace::engine {
 namespace {
@@ -21,7 +22,7 @@ class CalibratedTinyDeepSeek : public testing::PackingTest {
  protected:
   void SetUp() override {
     PackingTest::SetUp();
-    checkpoint = testing::tiny_deepseek_folder();
+    checkpoint = model::fixtures::tiny_deepseek_folder();
     text = read_file(checkpoint / "heldout.txt", testing::kMaxFixtureFile).value_or("");
     ASSERT_GT(text.size(), 200'000u);
   }

@@ -18,6 +18,7 @@
 #include "engine/internal/engine_core.h"
 #include "engine/internal/executor.h"
 #include "engine/internal/numbers_testing.h"
+#include "model/fixtures/tiny_deepseek.h"
 #include "model/packed_model.h"
 
 namespace millrace::engine {
@@ -37,7 +38,7 @@ std::vector<TokenId> ids_of(const json::value& list) {
 class TinyDeepSeekMtp : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    checkpoint = testing::tiny_deepseek_folder();
+    checkpoint = model::fixtures::tiny_deepseek_folder();
     const auto folder =
         std::filesystem::path(::testing::TempDir()) / fmt::format("millrace_mtp_{}", ::getpid());
     for (const auto type : {PackType::int8, PackType::float32}) {

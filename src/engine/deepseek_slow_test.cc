@@ -16,6 +16,7 @@
 #include "engine/internal/executor.h"
 #include "engine/internal/kv_pool.h"
 #include "engine/internal/numbers_testing.h"
+#include "model/fixtures/tiny_deepseek.h"
 #include "engine/internal/sequence.h"
 
 namespace millrace::engine {
@@ -27,7 +28,7 @@ class TinyDeepSeek : public testing::PackingTest {
  protected:
   void SetUp() override {
     PackingTest::SetUp();
-    checkpoint = testing::tiny_deepseek_folder();
+    checkpoint = model::fixtures::tiny_deepseek_folder();
     fixtures = testing::read_json(checkpoint / "fixtures.json");
   }
   std::shared_ptr<const model::PackedModel> pack(PackType type) const {

@@ -1,7 +1,6 @@
 // What calibration keeps: rows by matrix, in an order of their own, and the first failure for good.
 #include "model/calibration.h"
 
-#include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -15,22 +14,16 @@
 #include <vector>
 
 #include "base/random.h"
+#include "model/fixtures/own_folder.h"
 
 namespace millrace::model {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Calibration : public testing::Test {
+class Calibration : public fixtures::OwnFolderTest {
  protected:
-  void SetUp() override {
-    folder = fs::path(testing::TempDir()) / fmt::format("millrace_calibration_{}", ::getpid());
-    fs::create_directories(folder);
-  }
-  void TearDown() override { fs::remove_all(folder); }
   std::unique_ptr<CalibrationInputs> create() const { return CalibrationInputs::create(folder, 7).value(); }
-
-  fs::path folder;
 };
 
 struct Rows {

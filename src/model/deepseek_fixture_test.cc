@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 
 #include "base/file.h"
 #include "model/fixtures/float_forward.h"
+#include "model/fixtures/tiny_deepseek.h"
 #include "model/packed_model.h"
 
 namespace millrace::model {
@@ -19,9 +19,8 @@ namespace {
 class TinyDeepSeek : public testing::Test {
  protected:
   void SetUp() override {
-    const char* path = std::getenv("MILLRACE_TINY_DEEPSEEK");
-    checkpoint = path != nullptr ? path : "tests/models/tiny-deepseek-v3";
-    fixtures = boost::json::parse(*read_file(checkpoint / "fixtures.json", 1 << 24)).as_object();
+    checkpoint = fixtures::tiny_deepseek_folder();
+    expected = boost::json::parse(*read_file(checkpoint / "fixtures.json", 1 << 24)).as_object();
   }
   std::shared_ptr<const PackedModel> pack(PackType type) const {
     const auto path =
@@ -39,7 +38,7 @@ class TinyDeepSeek : public testing::Test {
     return out;
   }
   std::filesystem::path checkpoint;
-  boost::json::object fixtures;
+  boost::json::object expected;
 };
 
 // The reference computed in float32; an FMA chain of a few hundred terms on logits of order 10 is off by
@@ -47,7 +46,7 @@ class TinyDeepSeek : public testing::Test {
 TEST_F(TinyDeepSeek, FloatPathGivesTheFixturesLogits) {
   const auto model = pack(PackType::float32);
   ASSERT_TRUE(model);
-  for (const auto& entry : fixtures.at("prompts").as_array()) {
+  for (const auto& entry : expected.at("prompts").as_array()) {
     const auto& prompt = entry.as_object();
     const auto got = fixtures::float_forward(*model, ids(prompt));
     const auto& logits = prompt.at("logits").as_object();
@@ -65,7 +64,7 @@ TEST_F(TinyDeepSeek, FloatPathPicksTheFixturesExperts) {
   const auto model = pack(PackType::float32);
   ASSERT_TRUE(model);
   size_t compared = 0;
-  for (const auto& entry : fixtures.at("prompts").as_array()) {
+  for (const auto& entry : expected.at("prompts").as_array()) {
     const auto& prompt = entry.as_object();
     if (!prompt.contains("experts")) continue;
     const auto got = fixtures::float_forward_of_all(*model, ids(prompt));
@@ -92,7 +91,7 @@ TEST_F(TinyDeepSeek, MtpDraftsTheFixturesTokens) {
   const auto model = pack(PackType::float32);
   ASSERT_TRUE(model);
   ASSERT_EQ(model->graph().mtp.size(), 1u);
-  for (const auto& entry : fixtures.at("prompts").as_array()) {
+  for (const auto& entry : expected.at("prompts").as_array()) {
     const auto& prompt = entry.as_object();
     auto tokens = ids(prompt);
     const size_t slot = tokens.size() - 1;
@@ -119,7 +118,7 @@ TEST_F(TinyDeepSeek, Int8PathStaysClose) {
   double kl = 0;
   int top = 0, count = 0;
   const auto plain = pack(PackType::float32);
-  const auto& prompt = fixtures.at("prompts").as_array().back().as_object();
+  const auto& prompt = expected.at("prompts").as_array().back().as_object();
   const auto got = fixtures::float_forward_of_all(*model, ids(prompt)),
              want = fixtures::float_forward_of_all(*plain, ids(prompt));
   for (size_t t = 0; t < want.logits.size(); ++t) {

@@ -3,7 +3,6 @@
 #include "model/internal/output_file.h"
 
 #include <fcntl.h>
-#include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
@@ -20,6 +19,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "model/fixtures/own_folder.h"
 
 namespace {
 
@@ -58,19 +58,15 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-class Output : public testing::Test {
+class Output : public fixtures::OwnFolderTest {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) /
-             fmt::format("millrace_output_{}_{}",
-                         testing::UnitTest::GetInstance()->current_test_info()->name(), ::getpid());
-    fs::remove_all(folder);
-    fs::create_directories(folder);
+    OwnFolderTest::SetUp();
     out = folder / "out";
   }
   void TearDown() override {
     storing_error = flush_error = 0;
-    fs::remove_all(folder);
+    OwnFolderTest::TearDown();
   }
   OutputFile opened() const {
     auto file = OutputFile::open(out, {.size = bytes.size(), .identity = 3, .max_entries = 8, .on_wait = {}});
@@ -80,7 +76,7 @@ class Output : public testing::Test {
   std::span<const std::byte> content() const { return std::as_bytes(std::span(bytes)); }
 
   const std::string bytes = std::string(8192, 'x');
-  fs::path folder, out;
+  fs::path out;
 };
 
 TEST_F(Output, WhatStandsBehindADamagedEntryIsGone) {

@@ -18,6 +18,7 @@
 #include "base/file.h"
 #include "base/units.h"
 #include "model/fixtures/correlated_inputs.h"
+#include "model/fixtures/own_folder.h"
 #include "model/fixtures/tiny_checkpoint.h"
 #include "model/internal/output_file.h"
 #include "model/internal/pack_run.h"
@@ -46,19 +47,14 @@ struct Outcome {
   bool waited = false;
 };
 
-class PackResume : public testing::Test {
+class PackResume : public fixtures::OwnFolderTest {
  protected:
   void SetUp() override {
-    folder = fs::path(testing::TempDir()) /
-             fmt::format("millrace_resume_{}_{}",
-                         testing::UnitTest::GetInstance()->current_test_info()->name(), ::getpid());
-    fs::remove_all(folder);
-    fs::create_directories(folder);
+    OwnFolderTest::SetUp();
     write(1);
     expected = packed_anew();
     out = folder / "out";
   }
-  void TearDown() override { fs::remove_all(folder); }
 
   void write(uint64_t seed) {
     fs::remove_all(folder / "tiny");
@@ -135,7 +131,7 @@ class PackResume : public testing::Test {
     add("head", config.hidden_size);
   }
 
-  fs::path folder, out;
+  fs::path out;
   std::string expected;
   std::unique_ptr<CalibrationInputs> calibration;
 };

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <boost/json.hpp>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -21,12 +20,6 @@ namespace millrace::engine::testing {
 
 inline constexpr double kUnit = 0x1p-24;  // rounding of one float operation
 inline constexpr size_t kMaxFixtureFile = size_t{1} << 20;
-
-// The small trained DeepSeek-V3, or the folder that is named in its place.
-inline std::filesystem::path tiny_deepseek_folder() {
-  const char* named = std::getenv("MILLRACE_TINY_DEEPSEEK");
-  return named != nullptr ? named : "tests/models/tiny-deepseek-v3";
-}
 
 // An array as numpy's tofile() left it; empty if there is no such file.
 template <class T>
