@@ -250,16 +250,24 @@ DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimi
   trial.again();
   const int64_t end_ns = monotonic_ns() + static_cast<int64_t>(limits.seconds * 1e9);
   struct Times {
-    std::array<double, kSets> of;
+    std::array<double, kSets> of{};
     int sets = 0;
     void add(int set, int turn, double seconds) {
       double& least = of[static_cast<size_t>(set)];
       least = turn == 0 ? seconds : std::min(least, seconds);
       sets = std::max(sets, set + 1);
     }
-    double median() {
-      std::sort(of.begin(), of.begin() + sets);
-      return of[static_cast<size_t>(sets / 2)];
+    double median() const {  // of the sets' least: as many are smaller as come before it in order
+      for (int i = 0; i < sets; ++i) {
+        const double here = of[static_cast<size_t>(i)];
+        int before = 0;
+        for (int j = 0; j < sets; ++j) {
+          const double other = of[static_cast<size_t>(j)];
+          before += other < here || (other == here && j < i);
+        }
+        if (before == sets / 2) return here;
+      }
+      return of[0];
     }
   };
   // Sizes rise, and after the second no more are begun once the time is over.
