@@ -77,6 +77,7 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       size_(std::exchange(other.size_, 0)),
       device_(other.device_),
       inode_(other.inode_),
+      own_(std::exchange(other.own_, false)),
       path_(std::move(other.path_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
@@ -84,6 +85,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(size_, other.size_);
   std::swap(device_, other.device_);
   std::swap(inode_, other.inode_);
+  std::swap(own_, other.own_);
   std::swap(path_, other.path_);
   return *this;
 }

@@ -29,8 +29,8 @@ class MappedFile {
   // where the file system can (ext4 and xfs of recent kernels). Call it before the first byte is read.
   void advise_huge_pages() const;
   // All of it is in memory when this returns, unless it is larger than the memory that is left. A file of at most
-  // `own_at_most` bytes is copied into this process's own memory, which stands at the same addresses from then on: nothing
-  // takes it away again, and it is in huge pages on every file system. Others stay in the page cache, in huge pages as above; parts
+  // `own_at_most` bytes is copied into this process's own memory, which stands at the same addresses from then on, in
+  // huge pages on every file system; a second call changes nothing. Others stay in the page cache, in huge pages as above; parts
   // that it had in small ones are read anew where the kernel can tell which (Linux 6.7) and nobody else maps them.
   // Nobody may read the map meanwhile.
   enum class Place { nowhere, cache, own };
@@ -42,6 +42,7 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
   uint64_t device_ = 0, inode_ = 0;
+  mutable bool own_ = false;  // a copy of our own stands there, which is no longer the file's
   std::filesystem::path path_;
 };
 

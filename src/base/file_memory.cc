@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "base/file.h"
@@ -79,18 +80,23 @@ void MappedFile::move_small_pages() const {
   if (fd < 0) return;
   struct stat info {};
   const bool same = ::fstat(fd, &info) == 0 && info.st_ino == inode_ && info.st_dev == device_;
-  if (same) {
+  const auto move = [&](std::span<const uintptr_t> some) {
     ::fdatasync(fd);  // what is dirty stays
-    for (const uintptr_t block : blocks) {
+    for (const uintptr_t block : some) {
       ::madvise(reinterpret_cast<void*>(block), kHuge, MADV_DONTNEED);
       ::posix_fadvise(fd, static_cast<off_t>(block - begin), static_cast<off_t>(kHuge), POSIX_FADV_DONTNEED);
     }
-    for (const uintptr_t block : blocks) populate(block, block + kHuge);
+    for (const uintptr_t block : some) populate(block, block + kHuge);
+  };
+  if (same) {
+    // Where the file system has no huge pages, one block tells.
+    move(std::span(blocks).first(1));
+    if (small_blocks(blocks[0], blocks[0] + kHuge).empty()) move(std::span(blocks).subspan(1));
   }
   ::close(fd);
 }
 
-// Moves a copy to where the map is. False where memory did not suffice: all is as it was.
+// Moves a copy to where the map is. False where there are no addresses for one: all is as it was.
 bool MappedFile::copy_to_own() const {
   const size_t bytes = (size_ + 4095) / 4096 * 4096, room = bytes + kHuge;
   void* const place =
@@ -99,27 +105,30 @@ bool MappedFile::copy_to_own() const {
   const uintptr_t aligned = (reinterpret_cast<uintptr_t>(place) + kHuge - 1) / kHuge * kHuge;
   auto* const copy = reinterpret_cast<std::byte*>(aligned);
   ::madvise(copy, bytes, MADV_HUGEPAGE);
+  ::madvise(copy, bytes, MADV_DONTDUMP);  // nobody wants weights in a core file
   std::memcpy(copy, data_, size_);
   ::mprotect(copy, bytes, PROT_READ);
   const bool moved =
       ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, const_cast<std::byte*>(data_)) == data_;
   // What is left around the copy; where it was is nobody's, and perhaps another thread's already.
   const auto first = reinterpret_cast<uintptr_t>(place);
-  if (!moved) {
-    ::munmap(place, room);
-    return false;
-  }
+  // It has made room before it fails: nothing might stand there any more.
+  MR_CHECK(moved, "weights cannot be moved");
   if (aligned > first) ::munmap(place, aligned - first);
   if (first + room > aligned + bytes) ::munmap(copy + bytes, first + room - aligned - bytes);
   return true;
 }
 
 MappedFile::Place MappedFile::bring_into_memory(size_t own_at_most) const {
+  if (own_) return Place::own;
   if (data_ == nullptr || size_ > granted_memory().available_bytes) return Place::nowhere;
   advise_huge_pages();
   const auto begin = reinterpret_cast<uintptr_t>(data_);
   populate(begin, begin + size_);
-  if (size_ <= own_at_most && copy_to_own()) return Place::own;
+  if (size_ <= own_at_most && copy_to_own()) {
+    own_ = true;
+    return Place::own;
+  }
   move_small_pages();
   return Place::cache;
 }

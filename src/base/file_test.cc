@@ -185,6 +185,7 @@ TEST(MappedFile, ACopyOfItsOwnStandsAtTheSameAddresses) {
     EXPECT_EQ(file->bring_into_memory(content.size() - 1), MappedFile::Place::cache) << "too large";
     EXPECT_EQ(file->bring_into_memory(content.size()), MappedFile::Place::own);
     EXPECT_EQ(file->bytes().data(), first);
+    EXPECT_EQ(file->bring_into_memory(), MappedFile::Place::own) << "it stays one";
     EXPECT_EQ(std::memcmp(first, content.data(), content.size()), 0);
     std::filesystem::resize_file(folder / "a", 0);  // a map would raise SIGBUS
     EXPECT_EQ(std::memcmp(first, content.data(), content.size()), 0);

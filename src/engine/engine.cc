@@ -329,8 +329,10 @@ class EngineImpl final : public Engine {
 
 size_t EngineOptions::own_weights_at_most() const {
   if (weights == Weights::page_cache || (weights == Weights::automatic && groups_on_host > 1)) return 0;
-  const size_t left = granted_memory().available_bytes;
-  return weights == Weights::own_memory ? left : left / 2;
+  const size_t left = granted_memory().available_bytes, groups = static_cast<size_t>(std::max(groups_on_host, 1));
+  const size_t caches = kv_cache_bytes * groups;
+  if (left <= caches) return 0;
+  return weights == Weights::own_memory ? (left - caches) / groups / 10 * 9 : (left - caches) / 2;
 }
 
 Expected<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const model::PackedModel> model,
@@ -339,7 +341,7 @@ Expected<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const model::Pa
   const kernels::KvShape shape = kv_shape_of(*model, drafts);
   const ResolvedOptions resolved = MR_TRY(resolve_options(options, model->config(), shape));
   auto tokenizer = MR_TRY(model::Tokenizer::create(model->tokenizer_spec()));
-  model->bring_into_memory(options.own_weights_at_most());
+  model->bring_into_memory(resolved.options.own_weights_at_most());
   auto executor = MR_TRY(Executor::create(
       model, {.cpus = resolved.options.cpus,
               .max_rows = resolved.options.max_num_batched_tokens,

@@ -35,9 +35,10 @@ struct EngineOptions {
   int num_speculative_tokens = 3;
   bool always_speculate = false;  // whether it pays or not: for trying it out
   // Where weights are: copied into the process's own memory (faster where the page cache is in small pages), or in the page
-  // cache, which groups_on_host share. Automatic: copied where there is one group and half of the memory left holds them.
+  // cache, which groups_on_host share. Automatic: copied where there is one group and half of the memory left
+  // beside its KV cache holds them.
   enum class Weights { automatic, page_cache, own_memory } weights = Weights::automatic;
-  // Bytes of weights that are copied at most.
+  // Bytes of weights that are copied at most, beside a cache of kv_cache_bytes in each of groups_on_host.
   size_t own_weights_at_most() const;
 };
 

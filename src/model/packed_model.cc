@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <mutex>
 #include <unordered_map>
 
 #include "base/file.h"
@@ -53,6 +54,11 @@ class Packed final : public PackedModel {
   uint64_t fingerprint() const override { return fingerprint_; }
   void bring_into_memory(size_t own_at_most) const override {
     if (bytes_.data() != mapping.bytes().data()) return;  // the caller's
+    // An engine that shares the model with one that runs already leaves it where it is.
+    std::call_once(brought_, [&] { bring(own_at_most); });
+  }
+
+  void bring(size_t own_at_most) const {
     switch (mapping.bring_into_memory(own_at_most)) {
       case MappedFile::Place::nowhere:
         return log(LogLevel::warn, "model",
@@ -155,6 +161,7 @@ class Packed final : public PackedModel {
     return {};
   }
 
+  mutable std::once_flag brought_;
   std::span<const std::byte> bytes_;
   PackedHeader header_;
   Directory directory_;

@@ -106,7 +106,7 @@ class PackedModel {
   // the sampling defaults may differ, so that two hosts may keep a model under two names.
   virtual uint64_t fingerprint() const = 0;
   // Reads all of it where memory suffices, into memory of this process's own if it has at most so many bytes, else into the page
-  // cache that all processes share (base/file.h); before it is served or measured, while nobody reads it.
+  // cache that all processes share (base/file.h); before it is served or measured, while nobody reads it; once, whoever asks again.
   virtual void bring_into_memory(size_t own_at_most) const = 0;
   // The name of the section whose first byte this is, such as a linear's tiles; "" for other addresses. The packed forms of
   // a checkpoint, and every layout of one version, have the same names.

@@ -50,15 +50,15 @@ double CostCurve::at(double size) const {
   return a.seconds + (b.seconds - a.seconds) * (size - a.size) / (b.size - a.size);
 }
 
-void DraftGain::note(double made, double took) {
+void DraftGain::note(double made, double times) {
   tokens = tokens * kForget + made;
-  seconds = seconds * kForget + took;
+  took = took * kForget + times;
   steps = steps * kForget + 1;
 }
 
 void DraftGain::fade() {
   tokens *= kFadeForget;
-  seconds *= kFadeForget;
+  took *= kFadeForget;
   steps *= kFadeForget;
 }
 
@@ -111,12 +111,13 @@ double DraftPolicy::row_cost(int place, int sequences) const {
 bool DraftPolicy::begins(const DraftGain& own, int sequences, bool guessing) const {
   if (max_drafts_ == 0) return false;
   if (costs_.step.empty()) return true;
-  const double hoped = priced(1, 1, sequences) * drift(sequences);
+  const double model = costs_.step.at(sequences);
+  const double hoped = priced(1, 1, sequences) * drift(sequences) / model;
   const DraftGain& others = gains_[gain_class(sequences)];
   const double hopes = kHopedSteps * (1 - kHopesLost * others.steps * (1 - kForget));
   const double tokens = own.tokens + kOthersWeight * others.tokens + hopes * kHopedTokens;
-  const double seconds = own.seconds + kOthersWeight * others.seconds + hopes * hoped;
-  return tokens * plain_seconds(sequences) > (guessing ? kStayMargin : kBeginMargin) * seconds;
+  const double took = own.took + kOthersWeight * others.took + hopes * hoped;
+  return tokens * plain_seconds(sequences) / model > (guessing ? kStayMargin : kBeginMargin) * took;
 }
 
 size_t DraftPolicy::class_of(const DraftGuess& guess) {
@@ -160,9 +161,10 @@ void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int 
     seen.right = seen.right * kClassForget + (j < right ? 1 : 0);
   }
   if (costs_.step.empty() || ended) return;
-  const double seconds = priced(guesses.size(), passes, sequences) * drift(sequences);
-  own.note(1 + right, seconds);
-  gain_at(sequences).note(1 + right, seconds);
+  const double times =
+      priced(guesses.size(), passes, sequences) * drift(sequences) / costs_.step.at(sequences);
+  own.note(1 + right, times);
+  gain_at(sequences).note(1 + right, times);
 }
 
 namespace {

@@ -54,10 +54,11 @@ class KvPool;
 // gives back.
 DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimits& limits);
 
-// Tokens made by steps with guesses and the seconds that these took; forgets.
+// Tokens made by steps with guesses and what these took, in times of the model's step without guesses of as
+// many sequences; forgets.
 struct DraftGain {
-  double tokens = 0, seconds = 0, steps = 0;
-  void note(double made, double took);
+  double tokens = 0, took = 0, steps = 0;
+  void note(double made, double times);
   void fade();
 };
 
@@ -70,7 +71,7 @@ class RecentMean {
     next_ = (next_ + 1) % most;
     count_ = std::min(count_ + 1, most);
     auto sorted = last_;
-    const auto kept = sorted.begin() + (count_ - count_ / 8);
+    const auto kept = sorted.begin() + std::max(1, count_ - (count_ + 7) / 8);
     std::ranges::nth_element(sorted.begin(), kept - 1, sorted.begin() + count_);
     mean_ = std::accumulate(sorted.begin(), kept, 0.0) / static_cast<double>(kept - sorted.begin());
   }

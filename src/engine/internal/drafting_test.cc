@@ -173,6 +173,23 @@ TEST_F(Pace, GuessesThatTakeLongerThanTheirPriceStop) {
   EXPECT_TRUE(policy.begins({}, 1, false)) << "bad news fades";
 }
 
+// A reply goes on alone after seven others have ended: its steps are shorter, what guesses gain in them is not.
+TEST(DraftPolicy, WhatWasGainedInLargerBatchesCountsInSmallerOnes) {
+  DraftPolicy policy(1);
+  DraftCosts costs;
+  for (const auto& [size, seconds] : {std::pair{1, 1.0}, {2, 1.2}, {8, 6.0}, {16, 7.0}}) {
+    costs.step.add(size, seconds);
+    costs.first.add(size, 0.1);
+    costs.again.add(size, 0.1);
+  }
+  policy.set_costs(costs);
+  const DraftGuess guess{.token = 1, .probability = 0.9f};
+  DraftGain own;
+  for (int i = 0; i < 100; ++i) policy.note(own, {&guess, 1}, 1, false, 1, 8);
+  EXPECT_TRUE(policy.begins(own, 8, true));
+  EXPECT_TRUE(policy.begins(own, 1, true));
+}
+
 TEST_F(Pace, PricesFarAboveWhatStepsTakeWereDisturbed) {
   plain(32, 1.25e-3);
   EXPECT_NEAR(policy.priced(0, 0, 1), 1.25e-3, 1e-9);

@@ -128,7 +128,10 @@ void EngineCore::finish(Sequence& sequence) {
 }
 
 void EngineCore::step(std::vector<GenerateEvent>& events) {
-  if (idle()) return;
+  if (idle()) {  // the last request was cancelled
+    cycle_ = {};
+    return;
+  }
   const int64_t start_ns = options_.now_ns();
   end_cycle(start_ns);
   const auto plan = scheduler_.plan();
