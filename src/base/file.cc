@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/memory.h"
+
 namespace millrace {
 namespace {
 
@@ -47,26 +49,13 @@ Expected<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   file.inode_ = info.st_ino;
   if (file.size_ == 0) return file;
   // At a multiple of a huge page's size, or none of its pages can be one.
-  constexpr size_t kHuge = size_t{2} << 20;
-  const size_t room = file.size_ < kHuge ? 0 : file.size_ + kHuge;
-  void* place = nullptr;
-  if (room > 0) {
-    place = ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (place == MAP_FAILED) return fail_errno("cannot map", path);
-  }
-  const uintptr_t first = reinterpret_cast<uintptr_t>(place), aligned = (first + kHuge - 1) / kHuge * kHuge;
-  void* data = ::mmap(room > 0 ? reinterpret_cast<void*>(aligned) : nullptr, file.size_, PROT_READ,
-                      room > 0 ? MAP_SHARED | MAP_FIXED : MAP_SHARED, fd.get(), 0);
+  std::byte* const place = map_aligned(file.size_, kHugePageBytes, PROT_NONE);
+  if (place == nullptr) return fail_errno("cannot map", path);
+  void* data = ::mmap(place, file.size_, PROT_READ, MAP_SHARED | MAP_FIXED, fd.get(), 0);
   if (data == MAP_FAILED) {
     auto error = fail_errno("cannot map", path);
-    if (room > 0) ::munmap(place, room);
+    ::munmap(place, file.size_);
     return error;
-  }
-  if (room > 0) {
-    const uintptr_t end = (aligned + file.size_ + 4095) / 4096 * 4096,
-                    last = (first + room + 4095) / 4096 * 4096;
-    if (aligned > first) ::munmap(place, aligned - first);
-    if (last > end) ::munmap(reinterpret_cast<void*>(end), last - end);
   }
   file.data_ = static_cast<const std::byte*>(data);
   return file;
@@ -161,19 +150,24 @@ int64_t read_all(int fd, uint64_t offset, std::span<std::byte> bytes) {
 
 Code code_of_errno(int error) {
   switch (error) {
-    case ENOENT: return Code::not_found;
+    case ENOENT:
+      return Code::not_found;
     case EACCES:
     case EPERM:
-    case EROFS: return Code::permission_denied;
+    case EROFS:
+      return Code::permission_denied;
     case EISDIR:  // the path itself is wrong: the same call will not succeed later
     case ENOTDIR:
     case ENAMETOOLONG:
-    case ELOOP: return Code::invalid_argument;
+    case ELOOP:
+      return Code::invalid_argument;
     case ENOSPC:
     case EDQUOT:
     case EFBIG:
-    case EMFILE: return Code::resource_exhausted;
-    default: return Code::unavailable;
+    case EMFILE:
+      return Code::resource_exhausted;
+    default:
+      return Code::unavailable;
   }
 }
 

@@ -3,8 +3,7 @@
 // The page cache keeps a file in pages of the size in which they first came: what a program wrote, or read
 // without asking for more, stays in pages of 4 KiB, and MADV_HUGEPAGE on a later map changes nothing. Weights
 // mapped so are read at three quarters of memory's speed. The kernel can tell which parts they are
-// (PAGEMAP_SCAN, Linux 6.7; file systems with huge pages for files that are written are younger), and lets go
-// of clean pages that nobody else maps.
+// (PAGEMAP_SCAN, Linux 6.7), and lets go of clean pages that nobody else maps.
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -17,11 +16,12 @@
 
 #include "base/file.h"
 #include "base/granted_memory.h"
+#include "base/memory.h"
 
 namespace millrace {
 namespace {
 
-constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+constexpr uintptr_t kHuge = kHugePageBytes;
 
 // As in linux/fs.h since 6.7.
 struct PageRegion {
@@ -98,24 +98,16 @@ void MappedFile::move_small_pages() const {
 
 // Moves a copy to where the map is. False where there are no addresses for one: all is as it was.
 bool MappedFile::copy_to_own() const {
-  const size_t bytes = (size_ + 4095) / 4096 * 4096, room = bytes + kHuge;
-  void* const place =
-      ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (place == MAP_FAILED) return false;
-  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(place) + kHuge - 1) / kHuge * kHuge;
-  auto* const copy = reinterpret_cast<std::byte*>(aligned);
-  ::madvise(copy, bytes, MADV_HUGEPAGE);
-  ::madvise(copy, bytes, MADV_DONTDUMP);  // nobody wants weights in a core file
+  std::byte* const copy = map_aligned(size_, kHugePageBytes, PROT_READ | PROT_WRITE);
+  if (copy == nullptr) return false;
+  ::madvise(copy, size_, MADV_HUGEPAGE);
+  ::madvise(copy, size_, MADV_DONTDUMP);  // nobody wants weights in a core file
   std::memcpy(copy, data_, size_);
-  ::mprotect(copy, bytes, PROT_READ);
-  const bool moved =
-      ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, const_cast<std::byte*>(data_)) == data_;
-  // What is left around the copy; where it was is nobody's, and perhaps another thread's already.
-  const auto first = reinterpret_cast<uintptr_t>(place);
-  // It has made room before it fails: nothing might stand there any more.
-  MR_CHECK(moved, "weights cannot be moved");
-  if (aligned > first) ::munmap(place, aligned - first);
-  if (first + room > aligned + bytes) ::munmap(copy + bytes, first + room - aligned - bytes);
+  ::mprotect(copy, size_, PROT_READ);
+  void* const moved =
+      ::mremap(copy, size_, size_, MREMAP_MAYMOVE | MREMAP_FIXED, const_cast<std::byte*>(data_));
+  // It makes room before it fails: nothing might stand there any more.
+  MR_CHECK(moved == data_, "weights cannot be moved");
   return true;
 }
 

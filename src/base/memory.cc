@@ -11,23 +11,32 @@
 
 namespace millrace {
 
+std::byte* map_aligned(size_t bytes, size_t alignment, int protection) {
+  constexpr size_t kPage = 4 * kKiB;
+  if (bytes > SIZE_MAX - alignment - kPage) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  const size_t kept = (bytes + kPage - 1) / kPage * kPage, room = kept + alignment - kPage;
+  void* const place = ::mmap(nullptr, room, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (place == MAP_FAILED) return nullptr;
+  const auto first = reinterpret_cast<uintptr_t>(place);
+  const uintptr_t aligned = (first + alignment - 1) / alignment * alignment;
+  if (aligned > first) ::munmap(place, aligned - first);
+  if (first + room > aligned + kept)
+    ::munmap(reinterpret_cast<void*>(aligned + kept), first + room - aligned - kept);
+  return reinterpret_cast<std::byte*>(aligned);
+}
+
 Expected<Buffer> Buffer::allocate(size_t size_bytes) {
   Buffer buffer;
   if (size_bytes == 0) return buffer;
   const bool huge = size_bytes >= 4 * kMiB;
-  const size_t alignment = huge ? 2 * kMiB : 4 * kKiB;
-  const size_t mapped = size_bytes + (huge ? alignment : 0);
-  void* mapping =
-      ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapping == MAP_FAILED)
+  buffer.data_ = map_aligned(size_bytes, huge ? kHugePageBytes : 4 * kKiB, PROT_READ | PROT_WRITE);
+  if (buffer.data_ == nullptr)
     return fail(Code::resource_exhausted,
                 fmt::format("cannot map {} bytes of memory: {}", size_bytes, std::strerror(errno)));
-  const auto address = reinterpret_cast<uintptr_t>(mapping);
-  const uintptr_t aligned = (address + alignment - 1) / alignment * alignment;
-  if (huge) ::madvise(reinterpret_cast<void*>(aligned), size_bytes, MADV_HUGEPAGE);
-  buffer.mapping_ = mapping;
-  buffer.mapping_size_ = mapped;
-  buffer.data_ = reinterpret_cast<std::byte*>(aligned);
+  if (huge) ::madvise(buffer.data_, size_bytes, MADV_HUGEPAGE);
   buffer.size_ = size_bytes;
   return buffer;
 }
@@ -43,7 +52,7 @@ Expected<void> Buffer::populate(size_t offset, size_t bytes) const {
 }
 
 Buffer::~Buffer() {
-  if (mapping_ != nullptr) ::munmap(mapping_, mapping_size_);
+  if (data_ != nullptr) ::munmap(data_, size_);
 }
 
 }  // namespace millrace

@@ -8,6 +8,13 @@
 
 namespace millrace {
 
+inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+// Address space of this process's own, `bytes` rounded up to whole pages of 4 KiB: zeroed memory (where `protection`, of mmap's,
+// allows), or room for something else to be mapped into. From a multiple of `alignment`, itself one of 4 KiB.
+// The caller unmaps. Null with errno where there is none.
+std::byte* map_aligned(size_t bytes, size_t alignment, int protection);
+
 // Owns `size` bytes from mmap, zeroed, 4096-byte aligned (2 MiB aligned and advised as huge pages from 4 MiB
 // up). Untouched pages cost no memory. Movable.
 class Buffer {
@@ -37,13 +44,9 @@ class Buffer {
   void swap(Buffer& other) {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
-    std::swap(mapping_, other.mapping_);
-    std::swap(mapping_size_, other.mapping_size_);
   }
   std::byte* data_ = nullptr;
   size_t size_ = 0;
-  void* mapping_ = nullptr;
-  size_t mapping_size_ = 0;
 };
 
 }  // namespace millrace

@@ -301,6 +301,33 @@ TEST(EngineCore, DoesNotGuessWhereItDoesNotPay) {
   EXPECT_TRUE(rig.core.load().drafts.empty());
 }
 
+// Time in which nobody wanted anything says nothing of steps.
+TEST(EngineCore, IdleTimeAfterACancelSpoilsNoGuesses) {
+  std::mt19937 random(4);
+  Rig rig(32, {.max_draft_rows = 16}, 512, 3);
+  DraftCosts costs;
+  costs.step.add(1, 3e-6);  // a step of the rig's clock is some of its microseconds
+  costs.step.add(8, 3.1e-6);
+  costs.first.add(1, 0.1e-6);
+  costs.again.add(1, 0.1e-6);
+  rig.core.set_draft_costs(costs);
+  for (uint64_t id = 1; id <= 40; ++id) {
+    auto request = request_of(id, random_tokens(random, 10), 100);
+    request.stop.ignore_eos = true;
+    rig.add(request);
+    for (int i = 0; i < 5; ++i) rig.step();
+    rig.core.cancel(RequestId(id), rig.events);
+    rig.step();
+    rig.now += 3'600'000'000'000;
+  }
+  const uint64_t before = rig.model.guessed;
+  auto request = request_of(41, random_tokens(random, 10), 100);
+  request.stop.ignore_eos = true;
+  rig.add(request);
+  rig.run();
+  EXPECT_GT(rig.model.guessed, before);
+}
+
 TEST(EngineCore, SecondTurnUsesTheFirstTurnsPages) {
   std::mt19937 random(2);
   Rig rig(32);
