@@ -361,6 +361,7 @@ class Gemm {
 }  // namespace
 
 void gemm_s8_amx(const GemmS8Args& args) {
+  if (args.m <= kGemmFewRows) return gemm_s8_few_rows_avx512(args);
   _tile_loadconfig(args.m <= kBlock ? &kAmxConfigOfRows[static_cast<size_t>(args.m)] : &kAmxConfig);
   Gemm(args).run();
   _tile_release();

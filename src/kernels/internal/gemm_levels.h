@@ -10,6 +10,11 @@ void gemm_s8_avx2(const GemmS8Args& args);
 void gemm_s8_avx512(const GemmS8Args& args);
 void gemm_s8_amx(const GemmS8Args& args);
 
+// At most kGemmFewRows rows, where weights come in faster than any unit needs to multiply: both levels with
+// 512-bit vectors.
+inline constexpr int kGemmFewRows = 6;
+void gemm_s8_few_rows_avx512(const GemmS8Args& args);
+
 void gemm_f32_scalar(const GemmF32Args& args);
 void gemm_f32_avx2(const GemmF32Args& args);
 void gemm_f32_avx512(const GemmF32Args& args);
