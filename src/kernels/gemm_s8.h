@@ -71,7 +71,7 @@ struct GemmS8Args {
   int64_t out_stride = 0;       // floats
   bool accumulate = false;      // add to what out holds
   // What this thread multiplies next, from this channel on: its first bytes are fetched into L2 while this product ends, so
-  // that memory does not idle between the two. A hint, which no result depends on; the amx level takes it.
+  // that memory does not idle between the two. A hint, which no result depends on; the amx and avx512 levels take it.
   const WeightsS8* next = nullptr;
   int next_begin = 0;
 };

@@ -148,6 +148,15 @@ TEST_P(GemmS8, EveryRowCountUpTo70) {
   for (int m = 1; m <= 70; ++m) expect_equal(w, Rows(m, 192, static_cast<uint32_t>(m)), {});
 }
 
+TEST_P(GemmS8, FewRowsOfEveryNumberOfBlocks) {
+  for (const int n : {16, 48, 64, 80, 112, 150})
+    for (const int k : {64, 128, 700}) {
+      const Matrix w = Matrix::random(n, k, 7);
+      for (int m = 1; m <= 8; ++m)
+        expect_equal(w, Rows(m, k, static_cast<uint32_t>(m)), {.bias = true, .accumulate = true});
+    }
+}
+
 // Rows times depth beyond what a level keeps in L2 (1 MiB on amx), so that it takes k in parts.
 TEST_P(GemmS8, ManyRowsOfADeepProduct) {
   expect_equal(Matrix::random(80, 4096, 21), Rows(270, 4096, 22), {.bias = true, .accumulate = true});
@@ -156,7 +165,7 @@ TEST_P(GemmS8, ManyRowsOfADeepProduct) {
 TEST_P(GemmS8, WhatComesNextChangesNothing) {
   const Matrix w = Matrix::random(96, 1000, 31), after = Matrix::random(64, 3000, 32);
   const WeightsS8 view = w.view(), after_view = after.view();
-  for (const int m : {1, 20, 40}) {
+  for (const int m : {1, 4, 20, 40}) {
     const Rows a(m, 1000, 33);
     std::vector<float> plain(static_cast<size_t>(m) * 96), hinted(plain.size());
     gemm_s8_at(GetParam(), arguments(view, a, {}, false, plain, 96));

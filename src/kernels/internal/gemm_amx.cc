@@ -4,7 +4,8 @@
 // The unit finishes a product of two tiles in 16 cycles, so feeding it is the work:
 //   * 2 x 2 tiles of C share two A and two B loads per four products, and give four independent sums,
 //     which hides the product's latency of 52 cycles.
-//   * Few rows: A stays in L2 while B comes from memory, block by block, each used by all rows before the
+//   * Up to kGemmFewRows rows are no work for the unit: gemm_avx512.cc reads their weights faster.
+//   * Few rows more: A stays in L2 while B comes from memory, block by block, each used by all rows before the
 //     next; the next block is fetched meanwhile, or with one panel of rows the next tile. Sums stay in
 //     registers for all of k.
 //   * Many rows: a panel of 32 rows x depth bytes stays in L1 while B streams from L2 (32 bytes a cycle,

@@ -119,36 +119,41 @@ void flip(const int8_t* from, int8_t* to, int64_t bytes) {
 }
 
 // Few rows: memory's speed decides, or the last-level cache's, and that hangs on the order in which lines are
-// asked for. Two blocks of channels make two streams, read by turns in groups of four lines, each line fetched
-// some way ahead; behind a stream's end follows what is read next. On two cores of Sapphire Rapids one row gets
-// 34 GB/s from memory so and 64 from the last-level cache; tiles of 1 KiB, each fetched one ahead, gave 31
-// and 54, a single stream 28 and 60. From 1.5 KiB on the gain is gone. What is best below that was tried: three
-// rows and more read a tenth slower at 1 KiB than a little before or after, fewer are best there.
+// asked for. Two blocks of channels, or four, make as many streams, read by turns in groups of four lines,
+// each line fetched some way ahead; behind a stream's end follows what is read next. On two cores of Sapphire
+// Rapids one row gets 34 GB/s from memory so and 64 from the last-level cache; tiles of 1 KiB, each fetched
+// one ahead, gave 31 and 54, a single stream 28 and 60. How many streams and how far ahead was tried:
+// from 1.5 KiB on the gain is gone, and at unlucky distances (1 KiB with three rows of two streams) a tenth
+// of the rate.
 constexpr int64_t kGroupBytes = 4 * 64, kGroupK = 4 * 4;
-constexpr int64_t ahead_bytes(int rows) { return rows <= 2 ? 1024 : 1280; }
+constexpr int kStreamsMax = 4;
+constexpr int streams_of(int rows) { return rows <= 2 ? 2 : 4; }
+constexpr int64_t ahead_bytes(int streams) { return streams == 4 ? 768 : 1024; }
 
 // Rows [0, R) by B blocks of 16 channels. after[b]: the bytes to fetch once stream b is at its end.
 template <int R, int B>
 void few_rows_block(const Context& c, int64_t n, const int8_t* const* after) {
   constexpr int kChains = R == 1 ? 2 : 1;  // for each sum: they hide the multiply's latency
   const int64_t stream_bytes = kGemmNBlock * c.k;
-  const int64_t distance = stream_bytes < ahead_bytes(R) ? stream_bytes : ahead_bytes(R);
+  const int64_t wanted = ahead_bytes(B), distance = stream_bytes < wanted ? stream_bytes : wanted;
   const int8_t* const w = c.args.w->tiles + n * c.k;
   __m512i sums[R][B][kChains];
-  MR_UNROLLED
-  for (int r = 0; r < R; ++r) {
-    MR_UNROLLED
-    for (int b = 0; b < B; ++b) {
-      MR_UNROLLED
-      for (int chain = 0; chain < kChains; ++chain) sums[r][b][chain] = _mm512_setzero_si512();
-    }
-  }
   const int8_t* ahead[B];
   MR_UNROLLED
-  for (int b = 0; b < B; ++b) ahead[b] = w + b * stream_bytes + distance;
+  for (int b = 0; b < B; ++b) {
+    ahead[b] = w + b * stream_bytes + distance;
+    MR_UNROLLED
+    for (int r = 0; r < R; ++r) {
+      MR_UNROLLED
+      for (int chain = 0; chain < kChains; ++chain) sums[r][b][chain] = _mm512_setzero_si512();
+      // The results' lines are written when the weights have driven everything else from the caches.
+      __builtin_prefetch(c.args.out + r * c.args.out_stride + n + b * kGemmNBlock, 1);
+    }
+  }
   const int8_t* a = c.a;
   int64_t at = 0;
-  for (const int64_t end : {stream_bytes - distance, stream_bytes}) {
+  for (int part = 0; part < 2; ++part) {
+    const int64_t end = part == 0 ? stream_bytes - distance : stream_bytes;
     for (; at < end; at += kGroupBytes, a += kGroupK) {
       MR_UNROLLED
       for (int b = 0; b < B; ++b) {
@@ -184,21 +189,33 @@ void few_rows_block(const Context& c, int64_t n, const int8_t* const* after) {
 template <int R>
 void few_rows(const Context& c, int64_t columns) {
   const GemmS8Args& args = c.args;
-  const auto tiles_of = [](const WeightsS8& w, int64_t n) { return w.tiles + n * padded_k(w.k); };
-  // After the last block: what the caller multiplies next, or lines that were just read.
-  const int8_t* last[2];
-  for (int b = 0; b < 2; ++b) {
-    const bool known = args.next != nullptr && args.next_begin + b * kGemmNBlock < padded_n(args.next->n);
-    last[b] = known ? tiles_of(*args.next, args.next_begin + b * kGemmNBlock) : tiles_of(*args.w, columns - kGemmNBlock);
-  }
+  const auto column = [](const WeightsS8& w, int64_t n) { return w.tiles + n * padded_k(w.k); };
+  const int8_t* const just_read = column(*args.w, columns - kGemmNBlock);
+  // What follows a block that ends before channel n: this matrix's next streams, or those of the next matrix.
+  const auto follow = [&](int64_t n, const int8_t** after) {
+    const WeightsS8* const w = n < columns ? args.w : args.next;
+    const int64_t first = n < columns ? n : args.next_begin;
+    const int64_t end = n < columns ? columns : w != nullptr ? padded_n(w->n) : 0;
+    for (int b = 0; b < kStreamsMax; ++b) {
+      const int64_t at = first + b * kGemmNBlock;
+      after[b] = b < streams_of(R) && at < end ? column(*w, at) : just_read;
+    }
+  };
+  const int8_t* after[kStreamsMax];
   int64_t n = args.n_begin;
+  if constexpr (streams_of(R) == 4) {
+    for (; n + 4 * kGemmNBlock <= columns; n += 4 * kGemmNBlock) {
+      follow(n + 4 * kGemmNBlock, after);
+      few_rows_block<R, 4>(c, n, after);
+    }
+  }
   for (; n + 2 * kGemmNBlock <= columns; n += 2 * kGemmNBlock) {
-    const int64_t left = columns - n - 2 * kGemmNBlock;
-    const int8_t* const after[2] = {left >= kGemmNBlock ? tiles_of(*args.w, n + 2 * kGemmNBlock) : last[0],
-                                    left >= 2 * kGemmNBlock ? tiles_of(*args.w, n + 3 * kGemmNBlock) : last[1]};
+    follow(n + 2 * kGemmNBlock, after);
     few_rows_block<R, 2>(c, n, after);
   }
-  if (n < columns) few_rows_block<R, 1>(c, n, last);
+  if (n == columns) return;
+  follow(columns, after);
+  few_rows_block<R, 1>(c, n, after);
 }
 
 }  // namespace
