@@ -225,7 +225,7 @@ void gemm_s8_few_rows_avx512(const GemmS8Args& args) {
   int8_t* const flipped = flipped_rows(kGemmFewRows * k);
   for (int64_t r = 0; r < args.m; ++r) flip(args.a + r * args.a_stride, flipped + r * k, k);
   const Context c{args, k, flipped};
-  const int64_t columns = args.n_end < padded_n(args.w->n) ? args.n_end : padded_n(args.w->n);
+  const int64_t columns = padded_n(args.n_end);
   switch (args.m) {
     case 1:
       return few_rows<1>(c, columns);

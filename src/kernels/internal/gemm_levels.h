@@ -10,8 +10,8 @@ void gemm_s8_avx2(const GemmS8Args& args);
 void gemm_s8_avx512(const GemmS8Args& args);
 void gemm_s8_amx(const GemmS8Args& args);
 
-// At most kGemmFewRows rows, where weights come in faster than any unit needs to multiply: both levels with
-// 512-bit vectors.
+// At most kGemmFewRows rows, where weights come in more slowly than either unit multiplies: for both levels
+// with 512-bit vectors.
 inline constexpr int kGemmFewRows = 6;
 void gemm_s8_few_rows_avx512(const GemmS8Args& args);
 
