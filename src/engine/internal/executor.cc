@@ -255,6 +255,7 @@ Expected<void> Executor::allocate() {
     guess_state_ = MR_TRY(Buffer::allocate(floats(max_logit_rows_, residual_stride_)));
     guesses_.resize(static_cast<size_t>(max_logit_rows_));
     guess_probabilities_.resize(static_cast<size_t>(max_logit_rows_));
+    guess_parts_.resize(static_cast<size_t>(team_.size()) * static_cast<size_t>(max_logit_rows_));
   }
   rope_ = MR_TRY(
       RopeTable::create(config_.rope, mla.used() ? mla.rope_head_dim : config_.head_dim, max_positions_));

@@ -14,6 +14,7 @@
 #pragma once
 #include <atomic>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -333,6 +334,11 @@ class Executor final : public StepModel {
   Buffer guess_state_;   // [guess][hidden]: the stream under each of the last draft()'s guesses
   std::vector<TokenId> guesses_;
   std::vector<float> guess_probabilities_;
+  struct GuessPart {  // of a row's logits, what one thread made: the largest, its place, sum of e^(x - max)
+    int token = 0;
+    float max = -std::numeric_limits<float>::infinity(), sum = 0;
+  };
+  std::vector<GuessPart> guess_parts_;  // [thread][guess]
   int64_t joined_float_stride_ = 0, joined_act_stride_ = 0;
   std::vector<float> guess_gain_;  // [hidden], INT8: see guess_norm()
   std::vector<Scratch> scratch_;   // one a thread

@@ -1,8 +1,10 @@
 // The MTP layer: a decoder layer of its own whose stream starts from the model's state at a position joined
 // with the token after it (model/graph.h has the formula).
 #include <algorithm>
+#include <cmath>
 
 #include "engine/internal/executor.h"
+#include "engine/internal/shares.h"
 
 namespace millrace::engine {
 
@@ -81,17 +83,35 @@ void Executor::columns_join(int thread) {
   team_.barrier();
 }
 
-// The likeliest tokens, and the states from which to guess further.
+// The likeliest tokens, and the states from which to guess further. A thread looks at the logits it has just
+// made; what the threads found is joined by the one that has the row.
 void Executor::run_guesses(int thread) {
+  const int rows = static_cast<int>(batch_.logit_rows.size());
+  const Range columns = column_share(config_.vocab_size, thread, team_.size());
+  const int width = std::min(columns.end, config_.vocab_size) - columns.begin;
+  GuessPart* const found = &guess_parts_[static_cast<size_t>(thread) * static_cast<size_t>(max_logit_rows_)];
+  for (int i = 0; i < rows && width > 0; ++i) {
+    const float* part = logits(i) + columns.begin;
+    found[i].token = columns.begin + rows_.argmax(part, width);
+    rows_.softmax_stats(part, width, 1, &found[i].max, &found[i].sum);
+  }
   team_.barrier();
-  const Range mine = share(static_cast<int>(batch_.logit_rows.size()), thread, team_.size());
+  const Range mine = share(rows, thread, team_.size());
   for (int i = mine.begin; i < mine.end; ++i) {
     std::copy_n(residual(batch_.logit_rows[static_cast<size_t>(i)]), config_.hidden_size,
                 guess_state_.as<float>() + i * residual_stride_);
-    guesses_[static_cast<size_t>(i)] = static_cast<TokenId>(rows_.argmax(logits(i), config_.vocab_size));
-    float max = 0, sum = 0;
-    rows_.softmax_stats(logits(i), config_.vocab_size, 1, &max, &sum);
-    guess_probabilities_[static_cast<size_t>(i)] = sum > 0 ? 1 / sum : 0;
+    GuessPart best;
+    for (int t = 0; t < team_.size(); ++t) {
+      if (column_share(config_.vocab_size, t, team_.size()).size() == 0) continue;
+      const GuessPart& part = guess_parts_[static_cast<size_t>(t * max_logit_rows_ + i)];
+      if (t == 0 || part.max > best.max) {  // of equals the lowest token
+        best = {part.token, part.max, part.sum + best.sum * std::exp(best.max - part.max)};
+      } else {
+        best.sum += part.sum * std::exp(part.max - best.max);
+      }
+    }
+    guesses_[static_cast<size_t>(i)] = static_cast<TokenId>(best.token);
+    guess_probabilities_[static_cast<size_t>(i)] = best.sum > 0 ? 1 / best.sum : 0;
   }
 }
 

@@ -86,9 +86,11 @@ struct Vectors {
   }
 
   static void chunk(const AttentionArgs& args, const Heads& heads, int64_t first_row, int rows, int64_t begin,
-                    int keys, const AttentionScratch& scratch) {
+                    int keys, bool turns, const AttentionScratch& scratch) {
     const float c = args.scale * kLog2E;
     const int pages = (keys + kPageTokens - 1) / kPageTokens;
+    for (int page = 0; turns && page < pages; ++page)
+      turn_values<Vectors>(args, heads.kv_head, begin + page * kPageTokens, scratch);
     scores(args, heads.kv_head, begin / kPageTokens, pages, rows, scratch);
     for (int r = 0; r < rows; ++r) {
       const int64_t visible = args.first_position + row_place(heads, first_row + r).query + 1 - begin;

@@ -31,32 +31,35 @@ constexpr int kScoreBytes = kScoreStride * 4;
 
 // The tile instructions are opaque to the compiler: what they load must have been stored before, not kept in
 // registers.
-MR_INLINE void publish_stores(const void* local = nullptr) { __asm__ volatile("" ::"r"(local) : "memory"); }
+MR_INLINE void publish_stores() { __asm__ volatile("" ::: "memory"); }
 
-void configure(int rows) {
-  const uint8_t first = static_cast<uint8_t>(rows < 16 ? rows : 16),
-                second = static_cast<uint8_t>(rows - first);
-  internal::AmxConfig config;
-  for (const int tile : {0, 1, 4}) config.rows[tile] = first;
-  for (const int tile : {2, 3, 5}) config.rows[tile] = second > 0 ? second : first;
-  publish_stores(&config);
-  _tile_loadconfig(&config);
-}
+// By rows of a block. Constants: a configuration that was just written is read only when its stores are done.
+constexpr auto kConfigOfRows = [] {
+  std::array<internal::AmxConfig, kBlockRows + 1> configs;
+  for (int rows = 1; rows <= kBlockRows; ++rows) {
+    const auto first = static_cast<uint8_t>(rows < 16 ? rows : 16), second = static_cast<uint8_t>(rows - first);
+    for (const int tile : {0, 1, 4}) configs[rows].rows[tile] = first;
+    for (const int tile : {2, 3, 5}) configs[rows].rows[tile] = second > 0 ? second : first;
+  }
+  return configs;
+}();
 
 // Queries as left-side tiles: [row / 16][dim / 32] of 16 rows of 32 BF16.
 MR_INLINE std::byte* query_tile(const AttentionScratch& scratch, int key_dim, int rows_tile, int block) {
   return reinterpret_cast<std::byte*>(scratch.q) + size_t(rows_tile * (key_dim / 32) + block) * kTileBytes;
 }
 
-// Raw scores of the 32 keys of one page. `part` is the page's K; the two groups of 16 keys lie one after the
-// other.
-template <bool two>
-MR_INLINE void scores_of_page(const std::byte* part, int key_dim, float* scores,
+// Raw scores of the 32 keys of a page, for one tile of rows or two. `part` is the page's K; the two groups of
+// 16 keys lie one after the other. For one tile of rows a second page (`other`) runs beside the first: a sum's
+// products wait for each other, so four sums at once are what keeps the unit busy.
+template <bool two, bool pair>
+MR_INLINE void scores_of_page(const std::byte* part, const std::byte* other, int key_dim, float* scores,
                               const AttentionScratch& scratch) {
+  static_assert(!two || !pair);
   const int blocks = key_dim / 32;
   _tile_zero(0);
   _tile_zero(1);
-  if constexpr (two) {
+  if constexpr (two || pair) {
     _tile_zero(2);
     _tile_zero(3);
   }
@@ -71,45 +74,129 @@ MR_INLINE void scores_of_page(const std::byte* part, int key_dim, float* scores,
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
+    if constexpr (pair) {
+      _tile_loadd(6, other + block * kTileBytes, kTileRowBytes);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, other + (blocks + block) * kTileBytes, kTileRowBytes);
+      _tile_dpbf16ps(3, 4, 7);
+    }
   }
   _tile_stored(0, scores, kScoreBytes);
   _tile_stored(1, scores + 16, kScoreBytes);
-  if constexpr (two) {
-    _tile_stored(2, scores + 16 * kScoreStride, kScoreBytes);
-    _tile_stored(3, scores + 16 * kScoreStride + 16, kScoreBytes);
+  float* const rest = two ? scores + 16 * kScoreStride : scores + kPageTokens;
+  if constexpr (two || pair) {
+    _tile_stored(2, rest, kScoreBytes);
+    _tile_stored(3, rest + 16, kScoreBytes);
   }
 }
 
-// Sums over the chunk's keys of p times the values of dims [dim, dim + 32), or [dim, dim + 16) if not wide.
-template <bool two, bool wide>
-MR_INLINE void values_of_dims(const std::byte* const* parts, int pages, int dim, int value_dim,
+// internal::values_of_keys, eight rows of a tile at a time.
+MR_INLINE void transpose_groups(const std::byte* from, std::byte* to) {
+  const __m512i keys =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  __m512i even[4], odd[4];  // groups 0, 2, 4, 6 and 1, 3, 5, 7 of rows 2i and 2i + 1
+  MR_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(from + 2 * i * kTileRowBytes), keys);
+    const __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(from + (2 * i + 1) * kTileRowBytes), keys);
+    even[i] = _mm512_unpacklo_epi64(a, b);
+    odd[i] = _mm512_unpackhi_epi64(a, b);
+  }
+  const auto quarters = [to](const __m512i* x, int first) {  // a transposition of 4 x 4 quarters of registers
+    const __m512i low_0 = _mm512_shuffle_i64x2(x[0], x[1], 0x44),
+                  low_1 = _mm512_shuffle_i64x2(x[2], x[3], 0x44);
+    const __m512i high_0 = _mm512_shuffle_i64x2(x[0], x[1], 0xee),
+                  high_1 = _mm512_shuffle_i64x2(x[2], x[3], 0xee);
+    _mm512_storeu_si512(to + first * kTileRowBytes, _mm512_shuffle_i64x2(low_0, low_1, 0x88));
+    _mm512_storeu_si512(to + (first + 2) * kTileRowBytes, _mm512_shuffle_i64x2(low_0, low_1, 0xdd));
+    _mm512_storeu_si512(to + (first + 4) * kTileRowBytes, _mm512_shuffle_i64x2(high_0, high_1, 0x88));
+    _mm512_storeu_si512(to + (first + 6) * kTileRowBytes, _mm512_shuffle_i64x2(high_0, high_1, 0xdd));
+  };
+  quarters(even, 0);
+  quarters(odd, 1);
+}
+
+// bf16_pairs of a query. VCVTNE2PS2BF16 makes zeros of denormals, which the products take for zeros too.
+MR_INLINE I query_pairs(const float* q) {
+  return {(__m512i)_mm512_cvtne2ps_pbh(load(q + 16).x, load(q).x)};
+}
+
+// Dims [dim, dim + 16 * tiles) of a page's keys as tiles of a V part.
+template <int tiles>
+MR_INLINE const std::byte* turned(const std::byte* keys, int key_dim, int dim, std::byte* values) {
+  MR_UNROLL
+  for (int tile = 0; tile < tiles; ++tile)
+    for (int key = 0; key < kPageTokens; key += 16)
+      transpose_groups(keys + internal::key_offset(key_dim, key, dim + 16 * tile),
+                       values + internal::value_offset(key, 16 * tile));
+  return values;
+}
+
+// Sums over the chunk's keys of p times the values of dims [dim, dim + 16 * tiles): up to two tiles of dims for
+// two tiles of rows, up to four for one. `parts`: V parts, or K parts that are turned here.
+template <bool two, int tiles, bool turns>
+MR_INLINE void values_of_dims(const std::byte* const* parts, int pages, int dim, const KvShape& shape,
                               const AttentionScratch& scratch) {
+  static_assert(tiles <= (two ? 2 : 4));
+  const int value_dim = shape.value_dim;
   const std::byte* p = reinterpret_cast<const std::byte*>(scratch.scores);
   _tile_zero(0);
-  if constexpr (wide) _tile_zero(1);
-  if constexpr (two) _tile_zero(2);
-  if constexpr (two && wide) _tile_zero(3);
+  if constexpr (tiles > 1) _tile_zero(1);
+  if constexpr (two || tiles > 2) _tile_zero(2);
+  if constexpr ((two && tiles > 1) || tiles > 3) _tile_zero(3);
   for (int page = 0; page < pages; ++page) {
-    const std::byte* tile = parts[page] + internal::value_offset(0, dim);
+    const std::byte* tile;
+    if constexpr (turns) {  // into two places by turns, which stay in L1
+      tile = turned<tiles>(parts[page], shape.key_dim, dim, scratch.values + page % 2 * tiles * kTileBytes);
+      publish_stores();
+    } else {
+      tile = parts[page] + internal::value_offset(0, dim);
+    }
     _tile_loadd(4, p + page * kTileRowBytes, kScoreBytes);
     _tile_loadd(6, tile, kTileRowBytes);
     _tile_dpbf16ps(0, 4, 6);
-    if constexpr (wide) {
+    if constexpr (tiles > 1) {
       _tile_loadd(7, tile + kTileBytes, kTileRowBytes);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (two) {
       _tile_loadd(5, p + 16 * kScoreBytes + page * kTileRowBytes, kScoreBytes);
       _tile_dpbf16ps(2, 5, 6);
-      if constexpr (wide) _tile_dpbf16ps(3, 5, 7);
+      if constexpr (tiles > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+    if constexpr (tiles > 2) {
+      _tile_loadd(6, tile + 2 * kTileBytes, kTileRowBytes);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if constexpr (tiles > 3) {
+      _tile_loadd(7, tile + 3 * kTileBytes, kTileRowBytes);
+      _tile_dpbf16ps(3, 4, 7);
     }
   }
   const int stride = value_dim * 4;
   float* out = scratch.chunk_o + dim;
   _tile_stored(0, out, stride);
-  if constexpr (wide) _tile_stored(1, out + 16, stride);
+  if constexpr (tiles > 1) _tile_stored(1, out + 16, stride);
   if constexpr (two) _tile_stored(2, out + 16 * value_dim, stride);
-  if constexpr (two && wide) _tile_stored(3, out + 16 * value_dim + 16, stride);
+  if constexpr (two && tiles > 1) _tile_stored(3, out + 16 * value_dim + 16, stride);
+  if constexpr (tiles > 2) _tile_stored(2, out + 32, stride);
+  if constexpr (tiles > 3) _tile_stored(3, out + 48, stride);
+}
+
+template <bool two, bool turns>
+MR_INLINE void values(const std::byte* const* parts, int pages, const KvShape& shape,
+                      const AttentionScratch& scratch) {
+  constexpr int kTiles = two ? 2 : 4;
+  int dim = 0;
+  for (; dim + 16 * kTiles <= shape.value_dim; dim += 16 * kTiles)
+    values_of_dims<two, kTiles, turns>(parts, pages, dim, shape, scratch);
+  if constexpr (!two) {
+    if (dim + 32 <= shape.value_dim) {
+      values_of_dims<two, 2, turns>(parts, pages, dim, shape, scratch);
+      dim += 32;
+    }
+  }
+  if (dim < shape.value_dim) values_of_dims<two, 1, turns>(parts, pages, dim, shape, scratch);
 }
 
 // exponentiate<true> of attention_common-inl.h with the conversions that this level has instructions for: p
@@ -146,50 +233,34 @@ MR_INLINE void softmax_row(const AttentionScratch& scratch, int r, int64_t visib
 
 template <bool two>
 MR_INLINE void products_and_softmax(const AttentionArgs& args, const Heads& heads, int64_t first_row,
-                                    int rows, int64_t begin, int keys, const AttentionScratch& scratch) {
-  const int key_dim = args.shape.key_dim, value_dim = args.shape.value_dim;
+                                    int rows, int64_t begin, int keys, bool turns,
+                                    const AttentionScratch& scratch) {
+  const int key_dim = args.shape.key_dim;
   const float c = args.scale * kLog2E;
   const int pages = (keys + kPageTokens - 1) / kPageTokens;
   const std::byte* parts[kAttentionChunk / kPageTokens];
-  for (int page = 0; page < pages; ++page) {
-    const int64_t index = begin / kPageTokens + page;
-    parts[page] = value_part(args, heads.kv_head, begin + page * kPageTokens, scratch);
-    scores_of_page<two>(kv_part(args.shape, args.view, args.layer, index, heads.kv_head, Part::key), key_dim,
-                        scratch.scores + page * kPageTokens, scratch);
+  const auto key_part = [&](int page) {
+    return kv_part(args.shape, args.view, args.layer, begin / kPageTokens + page, heads.kv_head, Part::key);
+  };
+  for (int page = 0; page < pages; ++page)
+    parts[page] = turns ? key_part(page) : value_part(args, heads.kv_head, begin + page * kPageTokens, scratch);
+  int page = 0;
+  if constexpr (!two) {
+    for (; page + 2 <= pages; page += 2)
+      scores_of_page<false, true>(key_part(page), key_part(page + 1), key_dim,
+                                  scratch.scores + page * kPageTokens, scratch);
   }
+  for (; page < pages; ++page)
+    scores_of_page<two, false>(key_part(page), nullptr, key_dim, scratch.scores + page * kPageTokens, scratch);
   for (int r = 0; r < rows; ++r)
     softmax_row(scratch, r, args.first_position + row_place(heads, first_row + r).query + 1 - begin,
                 pages * kPageTokens, c);
   publish_stores();
-  int dim = 0;
-  for (; dim + 32 <= value_dim; dim += 32) values_of_dims<two, true>(parts, pages, dim, value_dim, scratch);
-  if (dim < value_dim) values_of_dims<two, false>(parts, pages, dim, value_dim, scratch);
-}
-
-// internal::values_of_keys, eight rows of a tile at a time.
-MR_INLINE void transpose_groups(const std::byte* from, std::byte* to) {
-  const __m512i keys =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
-  __m512i even[4], odd[4];  // groups 0, 2, 4, 6 and 1, 3, 5, 7 of rows 2i and 2i + 1
-  MR_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(from + 2 * i * kTileRowBytes), keys);
-    const __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(from + (2 * i + 1) * kTileRowBytes), keys);
-    even[i] = _mm512_unpacklo_epi64(a, b);
-    odd[i] = _mm512_unpackhi_epi64(a, b);
+  if (turns) {
+    values<two, true>(parts, pages, args.shape, scratch);
+  } else {
+    values<two, false>(parts, pages, args.shape, scratch);
   }
-  const auto quarters = [to](const __m512i* x, int first) {  // a transposition of 4 x 4 quarters of registers
-    const __m512i low_0 = _mm512_shuffle_i64x2(x[0], x[1], 0x44),
-                  low_1 = _mm512_shuffle_i64x2(x[2], x[3], 0x44);
-    const __m512i high_0 = _mm512_shuffle_i64x2(x[0], x[1], 0xee),
-                  high_1 = _mm512_shuffle_i64x2(x[2], x[3], 0xee);
-    _mm512_storeu_si512(to + first * kTileRowBytes, _mm512_shuffle_i64x2(low_0, low_1, 0x88));
-    _mm512_storeu_si512(to + (first + 2) * kTileRowBytes, _mm512_shuffle_i64x2(low_0, low_1, 0xdd));
-    _mm512_storeu_si512(to + (first + 4) * kTileRowBytes, _mm512_shuffle_i64x2(high_0, high_1, 0x88));
-    _mm512_storeu_si512(to + (first + 6) * kTileRowBytes, _mm512_shuffle_i64x2(high_0, high_1, 0xdd));
-  };
-  quarters(even, 0);
-  quarters(odd, 1);
 }
 
 struct Tiles {
@@ -206,21 +277,19 @@ struct Tiles {
     for (int r = 0; r < rows; ++r) {
       const float* q = query_row(args, row_place(heads, first_row + r));
       for (int block = 0; block < key_dim / 32; ++block)
-        store_words(query_tile(scratch, key_dim, r / 16, block) + r % 16 * kTileRowBytes,
-                    bf16_pairs(q + block * 32));
+        store_words(query_tile(scratch, key_dim, r / 16, block) + r % 16 * kTileRowBytes, query_pairs(q + block * 32));
     }
     publish_stores();
   }
 
-  // Configures for each block and chunk: a panel's last block may have fewer rows than the others, and a
-  // configuration costs some tens of cycles of the thousands that follow.
+  // Configures for each block and chunk: a panel's last block may have fewer rows than the others.
   static void chunk(const AttentionArgs& args, const Heads& heads, int64_t first_row, int rows, int64_t begin,
-                    int keys, const AttentionScratch& scratch) {
-    configure(rows);
+                    int keys, bool turns, const AttentionScratch& scratch) {
+    _tile_loadconfig(&kConfigOfRows[static_cast<size_t>(rows)]);
     if (rows > 16) {
-      products_and_softmax<true>(args, heads, first_row, rows, begin, keys, scratch);
+      products_and_softmax<true>(args, heads, first_row, rows, begin, keys, turns, scratch);
     } else {
-      products_and_softmax<false>(args, heads, first_row, rows, begin, keys, scratch);
+      products_and_softmax<false>(args, heads, first_row, rows, begin, keys, turns, scratch);
     }
   }
 };

@@ -55,7 +55,14 @@ MR_INLINE float* out_row(const AttentionArgs& args, RowPlace place) {
 // A row's first max(visible, 0) keys of a chunk count; the scores after them, up to `total`, become
 // -infinity. Returns the largest score of the visible ones (-infinity if there are none).
 inline float mask_and_max(float* s, int visible, int total) {
-  for (int k = visible < 0 ? 0 : visible; k < total; ++k) s[k] = first_lane(minus_infinity_lanes());
+  // Whole vectors: lanes stored one by one would have the loads below wait for the stores.
+  int hidden = visible < 0 ? 0 : visible;
+  if (hidden % 16 != 0) {
+    const int k = hidden / 16 * 16;
+    store(s + k, load_partial(s + k, hidden - k, minus_infinity_lanes()));
+    hidden = k + 16;
+  }
+  for (; hidden < total; hidden += 16) store(s + hidden, minus_infinity_lanes());
   V top_0 = minus_infinity_lanes(), top_1 = top_0;
   for (int k = 0; k < total; k += 32) {
     top_0 = max(load(s + k), top_0);
@@ -152,7 +159,8 @@ inline void finish_row(const float* o, float l, int value_dim, float* out) {
 
 // ---- the order of the work: panels of blocks, each chunk of keys taken by all blocks of the panel before
 // the next Level::gather(args, heads, first_row, rows, scratch) rounds a block's queries into scratch.q;
-// Level::chunk(args, heads, first_row, rows, begin, keys, scratch) leaves chunk_m, chunk_l and chunk_o.
+// Level::chunk(args, heads, first_row, rows, begin, keys, turns, scratch) leaves chunk_m, chunk_l and chunk_o;
+// if it `turns`, the V parts of value_is_key_prefix are not in scratch yet and it makes them, with Level::turn.
 
 MR_INLINE size_t value_part_offset(const KvShape& shape, int64_t position) {
   return size_t(position % kAttentionChunk / kPageTokens) * AttentionScratch::part_bytes(shape);
@@ -162,6 +170,15 @@ MR_INLINE const std::byte* value_part(const AttentionArgs& args, int kv_head, in
                                       const AttentionScratch& scratch) {
   if (args.shape.value_is_key_prefix) return scratch.values + value_part_offset(args.shape, position);
   return kv_part(args.shape, args.view, args.layer, position / kPageTokens, kv_head, Part::value);
+}
+
+// The V part of the page that holds `position`, from its K part.
+template <typename Level>
+MR_INLINE void turn_values(const AttentionArgs& args, int kv_head, int64_t position,
+                           const AttentionScratch& scratch) {
+  Level::values_of_keys(kv_part(args.shape, args.view, args.layer, position / kPageTokens, kv_head, Part::key),
+                        args.shape.key_dim, args.shape.value_dim,
+                        scratch.values + value_part_offset(args.shape, position));
 }
 
 template <typename Level>
@@ -179,18 +196,19 @@ inline void attend_panel(const AttentionArgs& args, const Heads& heads, int64_t 
     start_block(block, count, value_dim);
   });
   const int64_t last = last_of(first_row + rows - 1);
+  // A block alone turns a page's keys into values when it reads them: the chunk's keys and values together are
+  // more than L1.
+  const bool one_block = rows <= kBlockRows;
   for (int64_t begin = 0; begin <= last; begin += kAttentionChunk) {
-    if (args.shape.value_is_key_prefix) {
+    if (args.shape.value_is_key_prefix && !one_block) {
       for (int64_t at = begin; at <= last && at < begin + kAttentionChunk; at += kPageTokens)
-        Level::values_of_keys(
-            kv_part(args.shape, args.view, args.layer, at / kPageTokens, heads.kv_head, Part::key),
-            args.shape.key_dim, value_dim, scratch.values + value_part_offset(args.shape, at));
+        turn_values<Level>(args, heads.kv_head, at, scratch);
     }
     each_block([&](int64_t row, int count, const AttentionScratch& block) {
       const int64_t visible = last_of(row + count - 1) + 1 - begin;
       if (visible <= 0) return;
       const int keys = static_cast<int>(visible < kAttentionChunk ? visible : kAttentionChunk);
-      Level::chunk(args, heads, row, count, begin, keys, block);
+      Level::chunk(args, heads, row, count, begin, keys, args.shape.value_is_key_prefix && one_block, block);
       merge_chunk(merge_of(block), count, value_dim);
     });
   }

@@ -12,8 +12,15 @@ MR_INLINE V minus_infinity() { return from_bits(set1_word(static_cast<int32_t>(0
 
 // The largest value; NaN counts as -infinity (max gives its second operand for a NaN).
 inline float largest_value(const float* x, int width) {
-  V largest = minus_infinity();
+  V largest = minus_infinity(), second = largest, third = largest, fourth = largest;
   int k = 0;
+  for (; k + 64 <= width; k += 64) {  // four maxima: one would wait for itself
+    largest = max(load(x + k), largest);
+    second = max(load(x + k + 16), second);
+    third = max(load(x + k + 32), third);
+    fourth = max(load(x + k + 48), fourth);
+  }
+  largest = max(max(largest, second), max(third, fourth));
   for (; k < whole_lanes(width); k += 16) largest = max(load(x + k), largest);
   if (k < width) largest = max(load_partial(x + k, width - k, minus_infinity()), largest);
   return fold_max(largest);
