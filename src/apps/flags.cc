@@ -44,6 +44,8 @@ void add_engine_flags(CLI::App& app, EngineFlags& flags) {
       ->check(CLI::Range(0, engine::kMaxDrafts))
       ->capture_default_str();
   app.add_flag("--always-speculate", flags.always_speculate, "guess whether it is faster or not");
+  app.add_flag("--speculate-from-text,!--no-speculate-from-text", flags.speculate_from_text,
+               "guesses that an MTP layer began go on as the text did where it had the same four tokens before (on)");
   app.add_option("--weights", flags.weights,
                  "own: copied into each group's memory, the fastest; map: one copy for all, in the page cache; auto: own with one group, "
                  "where half of the free memory holds them")
@@ -68,6 +70,7 @@ engine::EngineOptions engine_options(const EngineFlags& flags) {
   options.prefix_caching = flags.enable_prefix_caching;
   options.num_speculative_tokens = flags.num_speculative_tokens;
   options.always_speculate = flags.always_speculate;
+  options.speculate_from_text = flags.speculate_from_text;
   using Weights = engine::EngineOptions::Weights;
   if (flags.weights == "own") options.weights = Weights::own_memory;
   if (flags.weights == "map") options.weights = Weights::page_cache;

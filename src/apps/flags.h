@@ -30,8 +30,9 @@ struct EngineFlags {
   int max_num_batched_tokens = 512;
   double kv_cache_gib = 0;  // per group; 0: automatic
   bool enable_prefix_caching = true;
-  int num_speculative_tokens = 3;
+  int num_speculative_tokens = engine::kMaxDrafts;
   bool always_speculate = false;
+  bool speculate_from_text = true;
   std::string weights = "auto";
   int threads = 0;  // 0: every granted core
 };

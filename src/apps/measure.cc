@@ -56,6 +56,7 @@ Expected<void> bench(const BenchFlags& flags) {
   options.max_num_batched_tokens = flags.engine.max_num_batched_tokens;
   options.num_speculative_tokens = flags.engine.num_speculative_tokens;
   options.always_speculate = flags.engine.always_speculate;
+  options.speculate_from_text = flags.engine.speculate_from_text;
   options.own_weights_at_most = engine_options(flags.engine).own_weights_at_most();
   if (!flags.speculation_text.empty()) options.speculation_text = MR_TRY(read_file(flags.speculation_text, kMaxTextBytes));
   return engine::run_bench(model, options, [&](std::string_view line) {

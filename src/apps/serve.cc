@@ -78,6 +78,7 @@ cluster::ChildSpec group_spec(const ServeFlags& flags, const std::string& packed
                     "--weights", flags.engine.weights,
                     "--groups", std::to_string(flags.groups)};
   if (flags.engine.always_speculate) spec.arguments.push_back("--always-speculate");
+  if (!flags.engine.speculate_from_text) spec.arguments.push_back("--no-speculate-from-text");
   if (!flags.engine.enable_prefix_caching) spec.arguments.push_back("--no-enable-prefix-caching");
   spec.stop_rank = 1;
   spec.status = std::move(status);

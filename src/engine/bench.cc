@@ -108,7 +108,8 @@ struct Bench {
                                   .max_draft_rows = kDraftRows,
                                   .prefix_caching = false},
                     .now_ns = monotonic_ns,
-                    .max_drafts = max_drafts});
+                    .max_drafts = max_drafts,
+                    .text_lookup = options.speculate_from_text});
     if (max_drafts > 0 && !options.always_speculate) core->set_draft_costs(draft_costs);
     return core;
   }

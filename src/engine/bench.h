@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/request.h"
 #include "model/packed_model.h"
 
 namespace millrace::engine {
@@ -37,8 +38,9 @@ struct BenchOptions {
   int runs = 3;                            // of each line, after one that is not counted
   double peak_seconds = 1.0;               // for each of the machine's figures
   int max_num_batched_tokens = 512;
-  int num_speculative_tokens = 3;
+  int num_speculative_tokens = kMaxDrafts;
   bool always_speculate = false;
+  bool speculate_from_text = true;
   size_t own_weights_at_most = 0;  // bytes of weights that are copied into the process's own memory
   std::string speculation_text;  // UTF-8; empty: speculation is not measured
 };

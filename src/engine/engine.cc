@@ -111,7 +111,8 @@ class EngineImpl final : public Engine {
                           .prefix_caching = options.prefix_caching},
             .eos = model.config().eos,
             .now_ns = monotonic_ns,
-            .max_drafts = options.num_speculative_tokens};
+            .max_drafts = options.num_speculative_tokens,
+            .text_lookup = options.speculate_from_text};
   }
 
   // Tokens that a request is expected to cost; text counts four bytes a token.

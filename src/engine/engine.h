@@ -32,8 +32,9 @@ struct EngineOptions {
   bool prefix_caching = true;
   // Tokens guessed ahead at most, with models that have an MTP layer, where that makes more tokens a second;
   // 0: never.
-  int num_speculative_tokens = 3;
-  bool always_speculate = false;  // whether it pays or not: for trying it out
+  int num_speculative_tokens = kMaxDrafts;
+  bool always_speculate = false;    // whether it pays or not: for trying it out
+  bool speculate_from_text = true;  // guesses may go on as the text did where it had the same tokens before
   // Where weights are: copied into the process's own memory (faster where the page cache is in small pages), or in the page
   // cache, which groups_on_host share. Automatic: copied where there is one group and half of the memory left
   // beside its KV cache holds them.

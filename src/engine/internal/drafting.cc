@@ -22,7 +22,7 @@ constexpr double kForget = 0.98;        // a step; some fifty count
 constexpr double kFadeForget = 0.9995;  // a step without guesses
 constexpr double kClassForget = 0.999;  // a guess
 constexpr double kClassWeight = 4;      // guesses that outweigh what is hoped of a class
-constexpr double kHopedGreedy = 0.75;
+constexpr double kHopedGreedy = 0.75, kHopedSampledLookup = 0.5;
 constexpr double kOthersWeight = 0.25;  // what others' steps count beside a sequence's own
 // Tokens of a step with guesses before any was seen: a good layer's. Bad news comes within a dozen steps.
 constexpr double kHopedTokens = 1.9, kHopedSteps = 8;
@@ -121,17 +121,19 @@ bool DraftPolicy::begins(const DraftGain& own, int sequences, bool guessing) con
 }
 
 size_t DraftPolicy::class_of(const DraftGuess& guess) {
+  const size_t first = guess.greedy ? kClasses + kLookupClasses : 0;
+  if (guess.matched > 0) return first + kClasses + (guess.matched >= 16 ? 2 : guess.matched >= 8 ? 1 : 0);
   const float probability =
       guess.probability >= 0 && guess.probability <= 1 ? guess.probability : 0;  // not a number: 0
-  const size_t by_probability = std::min(static_cast<size_t>(probability * kClasses), size_t{kClasses - 1});
-  return by_probability + (guess.greedy ? kClasses : 0);
+  return first + std::min(static_cast<size_t>(probability * kClasses), size_t{kClasses - 1});
 }
 
 double DraftPolicy::chance(const DraftGuess& guess) const {
   const size_t number = class_of(guess);
   const Class& seen = classes_[number];
-  const double hoped =
-      guess.greedy ? kHopedGreedy : (static_cast<double>(number % kClasses) + 0.5) / kClasses;
+  const double hoped = guess.greedy        ? kHopedGreedy
+                       : guess.matched > 0 ? kHopedSampledLookup
+                                           : (static_cast<double>(number) + 0.5) / kClasses;
   return (seen.right + hoped * kClassWeight) / (seen.tried + kClassWeight);
 }
 

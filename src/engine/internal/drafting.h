@@ -89,6 +89,7 @@ class RecentMean {
 struct DraftGuess {
   TokenId token = 0;
   float probability = 0;  // what the MTP layer gives it
+  int matched = 0;        // set: not from the layer but from the text, after so many equal tokens (text_lookup.h)
   bool greedy = false;    // the reply takes the likeliest token
 };
 
@@ -125,7 +126,8 @@ class DraftPolicy {
   const std::vector<DraftCount>& counts() const { return counts_; }
 
  private:
-  static constexpr int kClasses = 10;  // of probabilities
+  static constexpr int kClasses = 10;        // of probabilities
+  static constexpr int kLookupClasses = 3;  // of equal tokens: from 4, 8 and 16 on
   struct Class {
     double tried = 0, right = 0;
   };
@@ -149,7 +151,7 @@ class DraftPolicy {
   const int max_drafts_;
   DraftCosts costs_;
   static size_t class_of(const DraftGuess& guess);
-  std::array<Class, 2 * kClasses> classes_{};  // sampled, then greedy
+  std::array<Class, 2 * (kClasses + kLookupClasses)> classes_{};  // sampled, then greedy
   std::array<DraftGain, 16> gains_{};          // by the logarithm of the sequences
   std::array<Pace, 16> paces_{};               // likewise
   std::vector<DraftCount> counts_;

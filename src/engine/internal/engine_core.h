@@ -26,6 +26,7 @@ struct CoreOptions {
   std::vector<TokenId> eos;
   std::function<int64_t()> now_ns;
   int max_drafts = 0;  // guesses a sequence and step, where the model can guess
+  bool text_lookup = true;  // whether the text itself may carry guesses on
 };
 
 class EngineCore {
@@ -82,6 +83,7 @@ class EngineCore {
   void draft_rows();
   void draft_again(int place);
   void take_guess(Sequence& sequence, int index);
+  void guess_from_text(Sequence& sequence);
   void announce(Sequence& sequence, GenerateEvent& event);
   void finish(Sequence& sequence);
   void measure(int64_t rows, int64_t start_ns);

@@ -1,6 +1,7 @@
 // Guessing ahead, after a step: the MTP layer takes the states that the step left, and what it guesses runs
 // in the next step beside the last token.
 #include <algorithm>
+#include <array>
 
 #include "base/units.h"
 #include "engine/internal/engine_core.h"
@@ -111,7 +112,33 @@ void EngineCore::take_guess(Sequence& sequence, int index) {
   const int place = static_cast<int>(sequence.drafts.size()), making = std::max(making_, 1);
   ++sequence.draft_passes;
   sequence.draft_reach *= drafting_.chance(guess);
-  if (drafting_.runs(place, sequence.draft_reach, making)) sequence.drafts.push_back(guess);
+  if (!drafting_.runs(place, sequence.draft_reach, making)) return;
+  sequence.drafts.push_back(guess);
+  if (options_.text_lookup) guess_from_text(sequence);
+}
+
+// What followed the last tokens and the guess where they stood before costs no pass of the layer. A chain
+// that goes on so ends with it: the layer has no state of these guesses.
+void EngineCore::guess_from_text(Sequence& sequence) {
+  std::array<TokenId, kMaxDrafts> chain{};
+  size_t size = 0;
+  for (const DraftGuess& guess : sequence.drafts) chain[size++] = guess.token;
+  auto place = sequence.lookup.find(sequence.tokens, std::span(chain).first(size));
+  if (place.last < 0) return;
+  const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
+  const auto most = static_cast<size_t>(std::min<int64_t>(room, drafting_.max_drafts()));
+  const bool greedy = sequence.request.sampling.temperature < kGreedyBelow;
+  for (; size < most; ++size) {
+    const DraftGuess guess{.token = TextLookup::at(sequence.tokens, chain, ++place.last),
+                           .matched = place.matched,
+                           .greedy = greedy};
+    const double reach = sequence.draft_reach * drafting_.chance(guess);
+    if (!drafting_.runs(static_cast<int>(size), reach, std::max(making_, 1))) return;
+    sequence.draft_reach = reach;
+    sequence.drafts.push_back(guess);
+    chain[size] = guess.token;
+    place.matched = std::min(place.matched + 1, TextLookup::kMatchedMax);
+  }
 }
 
 // One guess more for sequences that want so many: from the MTP layer's own state, as if the guess before were
@@ -126,7 +153,7 @@ void EngineCore::draft_again(int place) {
     Sequence& sequence = *guessing_[i].sequence;
     const int64_t position = sequence.computed + place - 1;
     const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
-    if (std::ssize(sequence.drafts) < place || place >= room ||
+    if (std::ssize(sequence.drafts) != place || place >= room ||
         !drafting_.goes_on(place, sequence.draft_reach, std::max(making_, 1)) ||
         position >= std::ssize(sequence.pages) * kernels::kPageTokens)
       continue;

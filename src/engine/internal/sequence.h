@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "engine/internal/drafting.h"
 #include "engine/internal/output_text.h"
+#include "engine/internal/text_lookup.h"
 #include "engine/request.h"
 #include "kernels/attention.h"
 
@@ -36,6 +37,7 @@ struct Sequence {
   int draft_passes = 0;    // of the MTP layer, for the guesses that run next; 0: nothing to learn from them
   int undrafted = 0;       // steps since it was found not to pay
   DraftGain draft_gain;
+  TextLookup lookup;  // of `tokens`
 
   OutputText text;
   bool ended = false;            // the last token has been drawn

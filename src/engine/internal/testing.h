@@ -375,7 +375,7 @@ class FakeModel final : public StepModel {
         std::vector<TokenId> seen;
         for (int64_t p = 0; p <= segment.first_position + row - segment.row_begin; ++p)
           seen.push_back(*slot(segment, p));
-        logits_of(seen, logits_.data() + size_t(index) * kVocab);
+        logits_of(last_of(seen), logits_.data() + size_t(index) * kVocab);
       }
       ++index;
     }
@@ -410,7 +410,7 @@ class FakeModel final : public StepModel {
     std::vector<float> logits(kVocab);
     for (const int32_t row : batch.guess_rows) {
       const auto& seen = guess_states_.emplace_back(now[size_t(row)]);
-      logits_of(seen, logits.data());
+      logits_of(last_of(seen), logits.data());
       const auto best = std::ranges::max_element(logits) - logits.begin();
       const bool wrong = hash64(std::as_bytes(std::span(seen)), 5) % 4 == 0;
       guesses_.push_back(static_cast<TokenId>((best + (wrong ? 1 : 0)) % kVocab));
@@ -419,10 +419,14 @@ class FakeModel final : public StepModel {
     guessed += guesses_.size();
   }
   TokenId guess(int index) const override { return guesses_.at(size_t(index)); }
-  uint64_t rows = 0;     // computed so far
-  uint64_t guessed = 0;  // likewise
+  size_t sees = SIZE_MAX;  // the last tokens that decide what it says: if few, it soon repeats itself
+  uint64_t rows = 0;       // computed so far
+  uint64_t guessed = 0;    // likewise
 
  private:
+  std::span<const TokenId> last_of(const std::vector<TokenId>& seen) const {
+    return std::span(seen).last(std::min(sees, seen.size()));
+  }
   static TokenId* slot_at(const StepSegment& segment, int64_t position, std::byte* pool) {
     const int32_t page = segment.pages[position / kernels::kPageTokens];
     return reinterpret_cast<TokenId*>(pool + size_t(page) * kPageBytes) + position % kernels::kPageTokens;

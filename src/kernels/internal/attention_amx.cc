@@ -37,7 +37,8 @@ MR_INLINE void publish_stores() { __asm__ volatile("" ::: "memory"); }
 constexpr auto kConfigOfRows = [] {
   std::array<internal::AmxConfig, kBlockRows + 1> configs;
   for (int rows = 1; rows <= kBlockRows; ++rows) {
-    const auto first = static_cast<uint8_t>(rows < 16 ? rows : 16), second = static_cast<uint8_t>(rows - first);
+    const auto first = static_cast<uint8_t>(rows < 16 ? rows : 16),
+               second = static_cast<uint8_t>(rows - first);
     for (const int tile : {0, 1, 4}) configs[rows].rows[tile] = first;
     for (const int tile : {2, 3, 5}) configs[rows].rows[tile] = second > 0 ? second : first;
   }
@@ -50,8 +51,8 @@ MR_INLINE std::byte* query_tile(const AttentionScratch& scratch, int key_dim, in
 }
 
 // Raw scores of the 32 keys of a page, for one tile of rows or two. `part` is the page's K; the two groups of
-// 16 keys lie one after the other. For one tile of rows a second page (`other`) runs beside the first: a sum's
-// products wait for each other, so four sums at once are what keeps the unit busy.
+// 16 keys lie one after the other. For one tile of rows a second page (`other`) runs beside the first: a
+// sum's products wait for each other, so four sums at once are what keeps the unit busy.
 template <bool two, bool pair>
 MR_INLINE void scores_of_page(const std::byte* part, const std::byte* other, int key_dim, float* scores,
                               const AttentionScratch& scratch) {
@@ -117,9 +118,7 @@ MR_INLINE void transpose_groups(const std::byte* from, std::byte* to) {
 }
 
 // bf16_pairs of a query. VCVTNE2PS2BF16 makes zeros of denormals, which the products take for zeros too.
-MR_INLINE I query_pairs(const float* q) {
-  return {(__m512i)_mm512_cvtne2ps_pbh(load(q + 16).x, load(q).x)};
-}
+MR_INLINE I query_pairs(const float* q) { return {(__m512i)_mm512_cvtne2ps_pbh(load(q + 16).x, load(q).x)}; }
 
 // Dims [dim, dim + 16 * tiles) of a page's keys as tiles of a V part.
 template <int tiles>
@@ -132,8 +131,8 @@ MR_INLINE const std::byte* turned(const std::byte* keys, int key_dim, int dim, s
   return values;
 }
 
-// Sums over the chunk's keys of p times the values of dims [dim, dim + 16 * tiles): up to two tiles of dims for
-// two tiles of rows, up to four for one. `parts`: V parts, or K parts that are turned here.
+// Sums over the chunk's keys of p times the values of dims [dim, dim + 16 * tiles): up to two tiles of dims
+// for two tiles of rows, up to four for one. `parts`: V parts, or K parts that are turned here.
 template <bool two, int tiles, bool turns>
 MR_INLINE void values_of_dims(const std::byte* const* parts, int pages, int dim, const KvShape& shape,
                               const AttentionScratch& scratch) {
@@ -243,7 +242,8 @@ MR_INLINE void products_and_softmax(const AttentionArgs& args, const Heads& head
     return kv_part(args.shape, args.view, args.layer, begin / kPageTokens + page, heads.kv_head, Part::key);
   };
   for (int page = 0; page < pages; ++page)
-    parts[page] = turns ? key_part(page) : value_part(args, heads.kv_head, begin + page * kPageTokens, scratch);
+    parts[page] =
+        turns ? key_part(page) : value_part(args, heads.kv_head, begin + page * kPageTokens, scratch);
   int page = 0;
   if constexpr (!two) {
     for (; page + 2 <= pages; page += 2)
@@ -251,7 +251,8 @@ MR_INLINE void products_and_softmax(const AttentionArgs& args, const Heads& head
                                   scratch.scores + page * kPageTokens, scratch);
   }
   for (; page < pages; ++page)
-    scores_of_page<two, false>(key_part(page), nullptr, key_dim, scratch.scores + page * kPageTokens, scratch);
+    scores_of_page<two, false>(key_part(page), nullptr, key_dim, scratch.scores + page * kPageTokens,
+                               scratch);
   for (int r = 0; r < rows; ++r)
     softmax_row(scratch, r, args.first_position + row_place(heads, first_row + r).query + 1 - begin,
                 pages * kPageTokens, c);
@@ -277,7 +278,8 @@ struct Tiles {
     for (int r = 0; r < rows; ++r) {
       const float* q = query_row(args, row_place(heads, first_row + r));
       for (int block = 0; block < key_dim / 32; ++block)
-        store_words(query_tile(scratch, key_dim, r / 16, block) + r % 16 * kTileRowBytes, query_pairs(q + block * 32));
+        store_words(query_tile(scratch, key_dim, r / 16, block) + r % 16 * kTileRowBytes,
+                    query_pairs(q + block * 32));
     }
     publish_stores();
   }

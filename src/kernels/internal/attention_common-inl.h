@@ -159,8 +159,8 @@ inline void finish_row(const float* o, float l, int value_dim, float* out) {
 
 // ---- the order of the work: panels of blocks, each chunk of keys taken by all blocks of the panel before
 // the next Level::gather(args, heads, first_row, rows, scratch) rounds a block's queries into scratch.q;
-// Level::chunk(args, heads, first_row, rows, begin, keys, turns, scratch) leaves chunk_m, chunk_l and chunk_o;
-// if it `turns`, the V parts of value_is_key_prefix are not in scratch yet and it makes them, with Level::turn.
+// Level::chunk(args, heads, first_row, rows, begin, keys, turns, scratch) leaves chunk_m, chunk_l and
+// chunk_o; if it `turns`, the V parts of value_is_key_prefix are not in scratch yet and it makes them.
 
 MR_INLINE size_t value_part_offset(const KvShape& shape, int64_t position) {
   return size_t(position % kAttentionChunk / kPageTokens) * AttentionScratch::part_bytes(shape);
@@ -176,9 +176,9 @@ MR_INLINE const std::byte* value_part(const AttentionArgs& args, int kv_head, in
 template <typename Level>
 MR_INLINE void turn_values(const AttentionArgs& args, int kv_head, int64_t position,
                            const AttentionScratch& scratch) {
-  Level::values_of_keys(kv_part(args.shape, args.view, args.layer, position / kPageTokens, kv_head, Part::key),
-                        args.shape.key_dim, args.shape.value_dim,
-                        scratch.values + value_part_offset(args.shape, position));
+  Level::values_of_keys(
+      kv_part(args.shape, args.view, args.layer, position / kPageTokens, kv_head, Part::key),
+      args.shape.key_dim, args.shape.value_dim, scratch.values + value_part_offset(args.shape, position));
 }
 
 template <typename Level>
@@ -196,8 +196,8 @@ inline void attend_panel(const AttentionArgs& args, const Heads& heads, int64_t 
     start_block(block, count, value_dim);
   });
   const int64_t last = last_of(first_row + rows - 1);
-  // A block alone turns a page's keys into values when it reads them: the chunk's keys and values together are
-  // more than L1.
+  // A block alone turns a page's keys into values when it reads them: the chunk's keys and values together
+  // are more than L1.
   const bool one_block = rows <= kBlockRows;
   for (int64_t begin = 0; begin <= last; begin += kAttentionChunk) {
     if (args.shape.value_is_key_prefix && !one_block) {
