@@ -256,7 +256,8 @@ Expected<void> run_bench(std::shared_ptr<const model::PackedModel> model, const 
   bench.draft_costs = measure_draft_costs(*bench.executor, bench.pool,
                                           {.max_rows = bench.executor->max_rows(),
                                            .max_sequences = batch_most,
-                                           .max_logit_rows = bench.executor->max_logit_rows()});
+                                           .max_logit_rows = bench.executor->max_logit_rows(),
+                                           .max_positions = bench.longest});
   for (const int batch : options.batch) sink(bench.speculation(batch));
   return {};
 }

@@ -175,7 +175,8 @@ class EngineImpl final : public Engine {
     core_.set_draft_costs(measure_draft_costs(*executor_, pool_,
                                               {.max_rows = executor_->max_rows(),
                                                .max_sequences = options_.max_num_seqs,
-                                               .max_logit_rows = executor_->max_logit_rows()}));
+                                               .max_logit_rows = executor_->max_logit_rows(),
+                                               .max_positions = options_.max_model_len}));
     executor_->forget_expert_tokens();  // nobody asked for those
   }
 

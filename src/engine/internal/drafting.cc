@@ -12,8 +12,9 @@
 namespace millrace::engine {
 namespace {
 
-// Guessing must promise this much more than not guessing, to begin and to go on.
-constexpr double kBeginMargin = 1.08, kStayMargin = 1.0;
+// Guessing must promise this much more than not guessing, to begin and to go on. What is promised errs by
+// some percent either way, and of errors the high ones are acted upon.
+constexpr double kBeginMargin = 1.1, kStayMargin = 1.03;
 // Steps without guesses that tell of the pace before any guess; and every how many steps with guesses one
 // without tells of it, at first and once enough have told.
 constexpr int kPlainFirst = 4, kStepsBetweenFirst = 4, kStepsBetweenPlain = 32;
@@ -66,14 +67,25 @@ size_t DraftPolicy::gain_class(int sequences) {
   return static_cast<size_t>(std::bit_width(static_cast<unsigned>(std::clamp(sequences, 1, (1 << 15) - 1))));
 }
 
+double DraftPolicy::step_seconds(int sequences, double rows_each) const {
+  const double n = sequences;
+  return costs_.step.at(n * rows_each) +
+         n * keys_ * (costs_.key + std::max(0.0, rows_each - 1) * costs_.further_key);
+}
+
+double DraftPolicy::again_seconds(int sequences) const {
+  return costs_.again.at(sequences) + sequences * keys_ * costs_.guess_key;
+}
+
 double DraftPolicy::plain_seconds(int sequences) const {
-  return costs_.step.at(sequences) * pace_at(sequences).plain.value_or(1);
+  return step_seconds(sequences, 1) * pace_at(sequences).plain.value_or(1);
 }
 
 double DraftPolicy::priced(size_t guesses, int passes, int sequences) const {
   const double n = sequences;
-  const double more = costs_.step.at(n * static_cast<double>(1 + guesses)) - costs_.step.at(n) +
-                      (passes > 0 ? costs_.first.at(n) + (passes - 1) * costs_.again.at(n) : 0);
+  const double first = costs_.first.at(n) + n * keys_ * costs_.guess_key;
+  const double more = step_seconds(sequences, static_cast<double>(1 + guesses)) - step_seconds(sequences, 1) +
+                      (passes > 0 ? first + (passes - 1) * again_seconds(sequences) : 0);
   return plain_seconds(sequences) + scale(sequences) * more;
 }
 
@@ -84,7 +96,7 @@ void DraftPolicy::note_cycle(double seconds, double priced, bool guessed, int se
     pace.guessed.add(seconds / priced);
     ++pace.since_plain;
   } else {
-    pace.plain.add(seconds / costs_.step.at(sequences));
+    pace.plain.add(seconds / step_seconds(sequences, 1));
     pace.since_plain = 0;
   }
 }
@@ -103,15 +115,14 @@ void DraftPolicy::note_plain(int sequences) {
 }
 
 double DraftPolicy::row_cost(int place, int sequences) const {
-  const double n = sequences;
-  return scale(sequences) * (costs_.step.at(n * (place + 2)) - costs_.step.at(n * (place + 1))) /
+  return scale(sequences) * (step_seconds(sequences, place + 2) - step_seconds(sequences, place + 1)) /
          plain_seconds(sequences);
 }
 
 bool DraftPolicy::begins(const DraftGain& own, int sequences, bool guessing) const {
   if (max_drafts_ == 0) return false;
   if (costs_.step.empty()) return true;
-  const double model = costs_.step.at(sequences);
+  const double model = step_seconds(sequences, 1);
   const double hoped = priced(1, 1, sequences) * drift(sequences) / model;
   const DraftGain& others = gains_[gain_class(sequences)];
   const double hopes = kHopedSteps * (1 - kHopesLost * others.steps * (1 - kForget));
@@ -146,7 +157,7 @@ bool DraftPolicy::goes_on(int place, double reach, int sequences) const {
   if (costs_.step.empty()) return true;
   return reach * kFurther >
          kTokenSaving * (row_cost(place, sequences) +
-                         scale(sequences) * costs_.again.at(sequences) / plain_seconds(sequences));
+                         scale(sequences) * again_seconds(sequences) / plain_seconds(sequences));
 }
 
 void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int right, bool ended, int passes,
@@ -164,7 +175,7 @@ void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int 
   }
   if (costs_.step.empty() || ended) return;
   const double times =
-      priced(guesses.size(), passes, sequences) * drift(sequences) / costs_.step.at(sequences);
+      priced(guesses.size(), passes, sequences) * drift(sequences) / step_seconds(sequences, 1);
   own.note(1 + right, times);
   gain_at(sequences).note(1 + right, times);
 }
@@ -185,13 +196,21 @@ class Trial {
     return static_cast<int>(pages_.size());
   }
   // `set`: any tokens, but different ones in a set and between sets: they pick different experts.
-  void fill(int sequences, int rows_each, int set) {
+  // `pages_before`: of keys that each sequence attends to, those of other sequences; its rows go onto its
+  // own.
+  void fill(int sequences, int rows_each, int set, int pages_before = 0) {
     tokens_.clear();
     segments_.clear();
     rows_.clear();
     last_.clear();
+    table_.clear();
+    for (int s = 0; s < sequences; ++s)
+      for (int page = pages_before; page >= 0; --page)
+        table_.push_back(pages_[static_cast<size_t>(s + page) % pages_.size()]);
     for (int s = 0; s < sequences; ++s) {
-      segments_.push_back({&pages_[static_cast<size_t>(s)], 0, static_cast<int>(tokens_.size()), rows_each});
+      segments_.push_back({&table_[static_cast<size_t>(s) * static_cast<size_t>(pages_before + 1)],
+                           int64_t{pages_before} * kernels::kPageTokens, static_cast<int>(tokens_.size()),
+                           rows_each});
       for (int row = 0; row < rows_each; ++row) {
         rows_.push_back(static_cast<int32_t>(tokens_.size()));
         const size_t number = tokens_.size() + static_cast<size_t>(set) * 1021;
@@ -231,10 +250,40 @@ class Trial {
   }
   StepModel& model_;
   KvPool& pool_;
-  std::vector<int32_t> pages_, rows_, last_, order_;
+  std::vector<int32_t> pages_, table_, rows_, last_, order_;
   std::vector<TokenId> tokens_;
   std::vector<StepSegment> segments_;
 };
+
+// What attention to far keys adds, by the difference that many of them make. The sequences are as many as
+// both threads have work with, and a model whose steps take long is left alone: there keys are few beside
+// weights.
+void measure_keys(Trial& trial, int sequences, const MeasureLimits& limits, DraftCosts& costs) {
+  constexpr int kTurns = 6;
+  constexpr double kStepAtMost = 0.02;
+  const int pages_before =
+      static_cast<int>(std::min<int64_t>(16, limits.max_positions / kernels::kPageTokens - 1));
+  if (pages_before < 4 || costs.step.at(sequences) > kStepAtMost) return;
+  std::array<double, 3> none{}, many{};
+  for (int turn = 0; turn < kTurns; ++turn)
+    for (auto* least : {&none, &many}) {
+      const int before = least == &many ? pages_before : 0;
+      std::array<double, 3> seconds{};
+      trial.fill(sequences, 2, turn, before);
+      seconds[1] = trial.step();
+      trial.first();
+      trial.fill(sequences, 1, turn, before);
+      seconds[0] = trial.step();
+      trial.first();
+      seconds[2] = trial.again();
+      for (size_t i = 0; i < 3; ++i) (*least)[i] = turn == 0 ? seconds[i] : std::min((*least)[i], seconds[i]);
+    }
+  const double keys = double{kernels::kPageTokens} * pages_before * sequences;
+  const auto each = [&](size_t i) { return std::max(0.0, many[i] - none[i]) / keys; };
+  costs.key = each(0);
+  costs.further_key = std::clamp(each(1) - each(0), 0.0, costs.key);
+  costs.guess_key = std::min(each(2), costs.key);
+}
 
 }  // namespace
 
@@ -294,6 +343,7 @@ DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimi
     costs.first.add(size, first.median());
     costs.again.add(size, again.median());
   }
+  measure_keys(trial, std::min(8, sequences_most), limits, costs);
   return costs;
 }
 

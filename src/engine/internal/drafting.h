@@ -43,11 +43,15 @@ struct DraftCosts {
   CostCurve step;   // of the model, by rows
   CostCurve first;  // of a first guess (with the keys of two rows a sequence), by sequences
   CostCurve again;  // of each further guess, by sequences
+  // What attention adds for each key before a row: for a sequence's first row of a step, for each further one,
+  // and for a pass of the MTP layer. 0: not measured.
+  double key = 0, further_key = 0, guess_key = 0;
 };
 
 struct MeasureLimits {
   int max_rows = 512, max_sequences = 64, max_logit_rows = 64;
-  double seconds = 0.5;  // about; two sizes are measured however long they take
+  int64_t max_positions = 0;  // of a sequence; too few: what keys cost is not measured
+  double seconds = 0.5;   // about; two sizes are measured however long they take
 };
 class KvPool;
 // Times steps and guesses of the model at ascending sizes within the limits, on pages of the pool that it
@@ -98,6 +102,8 @@ class DraftPolicy {
   explicit DraftPolicy(int max_drafts) : max_drafts_(max_drafts) {}
   void set_costs(DraftCosts costs) { costs_ = std::move(costs); }  // none: guesses as far as allowed
   int max_drafts() const { return max_drafts_; }
+  // The keys that a sequence of the step attends to, in the mean: prices from here on are for so many.
+  void set_keys(double mean) { keys_ = mean; }
 
   // `sequences` below: how many make tokens in a step. `place`: of a guess after the last token, from 0.
   // `guessing`: whether it did after the step before.
@@ -132,10 +138,13 @@ class DraftPolicy {
     double tried = 0, right = 0;
   };
   double row_cost(int place, int sequences) const;  // of running a guess, in plain steps
+  // Of the model's step with so many rows a sequence; of a guess after the first.
+  double step_seconds(int sequences, double rows_each) const;
+  double again_seconds(int sequences) const;
   double plain_seconds(int sequences) const;        // of a step without guesses
   // What steps took lately.
   struct Pace {
-    RecentMean<32> plain;    // without guesses, over what the model was measured to take
+    RecentMean<16> plain;    // without guesses, over what the model was measured to take
     RecentMean<32> guessed;  // with guesses, over priced()
     int since_plain = 0;     // steps with guesses
     int unguessed = 0;       // steps in which nobody guesses
@@ -150,6 +159,7 @@ class DraftPolicy {
 
   const int max_drafts_;
   DraftCosts costs_;
+  double keys_ = 0;
   static size_t class_of(const DraftGuess& guess);
   std::array<Class, 2 * (kClasses + kLookupClasses)> classes_{};  // sampled, then greedy
   std::array<DraftGain, 16> gains_{};          // by the logarithm of the sequences

@@ -2,7 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <set>
+
+#include "base/clock.h"
+#include "engine/internal/kv_pool.h"
+#include "kernels/attention.h"
 
 namespace millrace::engine {
 namespace {
@@ -156,8 +162,8 @@ class Pace : public ::testing::Test {
 
 TEST_F(Pace, WhatAStepCostsBesideTheModelMakesGuessesCheaper) {
   plain(32, 1.25);
-  guessed(100, 1.25 + 0.57);
-  EXPECT_TRUE(policy.begins(own, 1, true)) << "1.5 tokens in 1.46 times the time";
+  guessed(100, 1.25 + 0.52);
+  EXPECT_TRUE(policy.begins(own, 1, true)) << "1.5 tokens in 1.42 times the time";
   EXPECT_FALSE(policy.begins(own, 1, false)) << "not worth beginning";
   plain(32, 1.25 + 3);  // they would take so long, of which these guesses say nothing yet
   EXPECT_TRUE(policy.begins(own, 1, false));
@@ -173,7 +179,8 @@ TEST_F(Pace, GuessesThatTakeLongerThanTheirPriceStop) {
   EXPECT_TRUE(policy.begins({}, 1, false)) << "bad news fades";
 }
 
-// A reply goes on alone after seven others have ended: its steps are shorter, what guesses gain in them is not.
+// A reply goes on alone after seven others have ended: its steps are shorter, what guesses gain in them is
+// not.
 TEST(DraftPolicy, WhatWasGainedInLargerBatchesCountsInSmallerOnes) {
   DraftPolicy policy(1);
   DraftCosts costs;
@@ -188,6 +195,39 @@ TEST(DraftPolicy, WhatWasGainedInLargerBatchesCountsInSmallerOnes) {
   for (int i = 0; i < 100; ++i) policy.note(own, {&guess, 1}, 1, false, 1, 8);
   EXPECT_TRUE(policy.begins(own, 8, true));
   EXPECT_TRUE(policy.begins(own, 1, true));
+}
+
+// Far keys cost a row of a sequence alike whether it is a guess or not, and the MTP layer a little.
+TEST(DraftPolicy, PricesTheKeysThatRowsAttendTo) {
+  DraftPolicy policy(4);
+  DraftCosts costs = costs_of(0.1, 0.1);
+  costs.key = 0.01, costs.further_key = 0.002, costs.guess_key = 0.001;
+  policy.set_costs(costs);
+  policy.set_keys(100);
+  const double n = 4, plain = 1 + 0.1 * n + n * 100 * 0.01;
+  EXPECT_NEAR(policy.priced(0, 0, 4), plain, 1e-9);
+  const double rows = 2 * n * 0.1 + 2 * n * 100 * 0.002, passes = 2 * (0.1 + 0.1 * n + n * 100 * 0.001);
+  EXPECT_NEAR(policy.priced(2, 2, 4), plain + rows + passes, 1e-9);
+  policy.set_keys(0);
+  const int near = depth(policy, 0.5f, 16);
+  policy.set_keys(1000);
+  EXPECT_LT(near, depth(policy, 0.5f, 16))
+      << "a further row costs a fifth of what a token without guesses does";
+  costs.further_key = costs.key;
+  policy.set_costs(costs);
+  EXPECT_EQ(depth(policy, 0.5f, 16), 0) << "as much";
+}
+
+TEST_F(Pace, FarKeysSayNothingOfWhatStepsTakeBeside) {
+  DraftCosts costs = costs_of(0.25, 0);
+  costs.key = 0.01;
+  policy.set_costs(costs);
+  plain(32, 1.25);
+  policy.set_keys(100);
+  EXPECT_NEAR(policy.priced(0, 0, 1), 2.25, 1e-9);
+  plain(32, 2.25);
+  policy.set_keys(0);
+  EXPECT_NEAR(policy.priced(0, 0, 1), 1.25, 1e-9);
 }
 
 TEST_F(Pace, PricesFarAboveWhatStepsTakeWereDisturbed) {
@@ -210,6 +250,62 @@ TEST_F(Pace, StepsWithoutGuessesTellOfItNowAndThen) {
   EXPECT_TRUE(policy.wants_plain(1));
   plain(1, 1.25);
   EXPECT_FALSE(policy.wants_plain(1));
+}
+
+// Notes what it is asked to run; takes time for every row, and for every key that a row attends to.
+class TimedModel : public StepModel {
+ public:
+  int vocab_size() const override { return 100; }
+  int max_rows() const override { return 64; }
+  int max_logit_rows() const override { return 64; }
+  void run(const StepBatch& batch, std::byte*) override { take(batch.segments, 20'000, 100); }
+  const float* logits(int) const override { return nullptr; }
+  bool drafts() const override { return true; }
+  void draft(const DraftBatch& batch, std::byte*) override { take(batch.segments, 5'000, 25); }
+  void parallel(int, const std::function<void(int, int)>&) override {}
+  int threads() const override { return 1; }
+  int64_t last_position = 0;
+  std::set<int32_t> pages;
+
+ private:
+  void take(std::span<const StepSegment> segments, int64_t row_ns, int64_t key_ns) {
+    const int64_t start = monotonic_ns();
+    int64_t ns = 0;
+    for (const StepSegment& segment : segments) {
+      last_position = std::max(last_position, segment.first_position + segment.rows - 1);
+      const int64_t page_count = last_page(segment) + 1;
+      pages.insert(segment.pages, segment.pages + page_count);
+      own.insert(segment.pages[last_page(segment)]);
+      ns += segment.rows * row_ns + segment.first_position * key_ns;
+    }
+    EXPECT_EQ(own.size(), segments.size()) << "rows of two sequences onto one page";
+    own.clear();
+    while (monotonic_ns() - start < ns) {
+    }
+  }
+  static int64_t last_page(const StepSegment& segment) {
+    return (segment.first_position + segment.rows - 1) / kernels::kPageTokens;
+  }
+  std::set<int32_t> own;
+};
+
+TEST(MeasureDraftCosts, StaysWithinItsPagesAndPositionsAndFindsWhatKeysCost) {
+  auto pool = KvPool::create(12, 64);
+  ASSERT_TRUE(pool.has_value());
+  const auto measured = [&](int64_t positions, TimedModel& model) {
+    return measure_draft_costs(
+        model, *pool, {.max_rows = 64, .max_sequences = 8, .max_positions = positions, .seconds = 0.02});
+  };
+  TimedModel near, far;
+  EXPECT_EQ(measured(128, near).key, 0) << "too few to tell";
+  EXPECT_EQ(near.last_position, 1);
+  const DraftCosts costs = measured(256, far);
+  EXPECT_EQ(far.last_position, 225);
+  EXPECT_GT(costs.key, 0);
+  EXPECT_GT(costs.guess_key, 0);
+  EXPECT_LE(costs.further_key, costs.key);
+  EXPECT_LE(far.pages.size(), 12u);
+  EXPECT_EQ(pool->pages_free(), 12) << "given back";
 }
 
 }  // namespace

@@ -159,8 +159,13 @@ void EngineCore::step(std::vector<GenerateEvent>& events) {
 bool EngineCore::choose_drafting(std::span<const ScheduledRows> plan) {
   bool any = false;
   making_ = 0;
-  for (const auto& [sequence, rows, drafts] : plan)
-    making_ += sequence->computed + rows - drafts == sequence->size();
+  double keys = 0;
+  for (const auto& [sequence, rows, drafts] : plan) {
+    if (sequence->computed + rows - drafts != sequence->size()) continue;
+    ++making_;
+    keys += static_cast<double>(sequence->computed);
+  }
+  drafting_.set_keys(keys / std::max(making_, 1));
   for (const auto& [sequence, rows, drafts] : plan) {
     const bool before = sequence->drafting;
     sequence->drafting = drafting_.begins(sequence->draft_gain, std::max(making_, 1), before);
