@@ -261,8 +261,8 @@ class Executor final : public StepModel {
   bool activates_alone(int rows) const;
   void run_mixture(const Stage& stage, const MixtureRows& in, int thread, std::atomic<int>* next);
   ActRows gather(const MixtureRows& in, const int32_t* rows, int count, const Scratch& scratch) const;
-  void rows_experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
-                       int thread, std::atomic<int>& next);
+  void experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows, int thread,
+                  std::atomic<int>& next);
   void columns_experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
                           int thread);
   void columns_activate(const Mixture& mixture, std::span<const int32_t> rows, int thread);

@@ -14,7 +14,7 @@ void Executor::run_by_columns(int thread) {
   for (size_t s = 0; s < walk_->stages.size(); ++s) {
     const Stage& stage = walk_->stages[s];
     if (stage.last && wanted_rows().empty()) return;
-    if (stage.mixture != nullptr) run_mixture(stage, routed, thread, nullptr);
+    if (stage.mixture != nullptr) run_mixture(stage, routed, thread, &next_[2 * s]);
     for (const Op& op : stage.ops) {
       switch (op.kind) {
         case Op::Kind::embed:

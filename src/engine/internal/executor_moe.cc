@@ -2,12 +2,11 @@
 //
 //   route    norm, the router's logits, the choice: by panels, or with the columns of the router shared out
 //   group    rows sorted by expert, by every thread for itself
-//   up       by rows: a task is an expert's (or the shared expert's) next rows, through gate_up and the
-//   activation
+//   up       by rows, or where many experts are picked: a task is an expert's (or the shared expert's) next
+//            rows, through gate_up and the activation
 //            by columns: the columns of all picked experts' gate_up in one sequence, shared out evenly
 //   down     tasks are ranges of the stream's columns: every expert's product over that range into scratch,
-//   then
-//            a row's outputs are added in the order of its slots, the shared expert's last
+//            then a row's outputs are added in the order of its slots, the shared expert's last
 // A weight is read once a step (by rows: once for each panel_rows_ of an expert's rows), and only by what
 // picked it. Slot order is what makes the sum's bits independent of where experts run.
 #include <algorithm>
@@ -106,6 +105,10 @@ bool Executor::activates_alone(int rows) const {
          kAloneFloats / 4;  // an activation costs more than a norm
 }
 
+// A step's picked experts for each thread from which on they are claimed one by one, not shared out by columns:
+// the last one may keep the others waiting.
+constexpr int kClaimedExperts = 24;
+
 void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread, std::atomic<int>* next) {
   const Mixture& mixture = *stage.mixture;
   const auto rows = stage.last ? wanted_rows() : std::span(all_rows_).first(batch_.tokens.size());
@@ -116,14 +119,17 @@ void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread
   if (thread == 0 && observer_ != nullptr)
     for (const int32_t row : rows)
       observer_->rows(mixture.router->weight, 0, in.in.at(row).q8, 0, in.in.at(row).scale, 1);
-  if (next != nullptr) {
-    rows_experts_up(mixture, in, rows, thread, next[0]);
+  // By columns too where experts are many: their weights come from memory at a pace that differs from core to
+  // core and from moment to moment.
+  const bool claims = !by_columns_ || std::ssize(own.groups.groups()) >= kClaimedExperts * team_.size();
+  if (claims) {
+    experts_up(mixture, in, rows, thread, next[0]);
   } else {
     columns_experts_up(mixture, in, rows, thread);
     team_.barrier();
     columns_activate(mixture, rows, thread);
   }
-  const bool own_hidden = next == nullptr && activates_alone(static_cast<int>(rows.size()));
+  const bool own_hidden = !claims && activates_alone(static_cast<int>(rows.size()));
   const ActRows& hidden = own_hidden ? own.hidden : hidden_;
   const ActRows& shared_hidden = own_hidden ? own.shared_hidden : shared_hidden_;
   if (!own_hidden) team_.barrier();
@@ -132,7 +138,7 @@ void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread
   const int64_t outs =
       own.groups.pairs() + (mixture.shared != nullptr ? static_cast<int64_t>(rows.size()) : 0);
   const int fits = static_cast<int>(expert_out_floats_ / outs) / kernels::kGemmNBlock * kernels::kGemmNBlock;
-  if (next != nullptr) {
+  if (claims) {
     // Ranges enough that the last ones keep no thread waiting long.
     const int even = (columns / (4 * team_.size()) + kernels::kGemmNBlock - 1) / kernels::kGemmNBlock *
                      kernels::kGemmNBlock;
@@ -169,38 +175,50 @@ Executor::ActRows Executor::gather(const MixtureRows& in, const int32_t* rows, i
   return scratch.in;
 }
 
-void Executor::rows_experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
-                               int thread, std::atomic<int>& next) {
+// Tasks are claimed one ahead, so that a product can ask for the first weights of the one after it.
+void Executor::experts_up(const Mixture& mixture, const MixtureRows& in, std::span<const int32_t> rows,
+                          int thread, std::atomic<int>& next) {
   const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   const ExpertGroups& groups = thread_mixture_[static_cast<size_t>(thread)].groups;
   // Tasks are numbered through the shared expert's rows, then each group's; a thread's numbers ascend.
-  int number = next.fetch_add(1, std::memory_order_relaxed), passed = 0;
-  const auto claim = [&](int count, auto&& run) {
-    const int tasks = (count + panel_rows_ - 1) / panel_rows_;
-    for (; number < passed + tasks; number = next.fetch_add(1, std::memory_order_relaxed)) {
-      const int first = (number - passed) * panel_rows_;
-      run(first, std::min(panel_rows_, count - first));
-    }
-    passed += tasks;
+  struct Part {
+    const model::Linear* gate_up;
+    const int32_t* rows;
+    int count, width, hadamard_block;
+    ActRows to;
+    int tasks(int panel_rows) const { return (count + panel_rows - 1) / panel_rows; }
   };
-  const auto up = [&](const model::Linear& gate_up, const ActRows& from, int count, int width, int block,
-                      const ActRows& to) {
-    linear(gate_up, from, count, 0, static_cast<int>(kernels::padded_n(gate_up.n)), scratch.gate_up,
-           gate_up_stride_, false);
-    activate(scratch.gate_up, gate_up_stride_, count, width, block, to);
-  };
-  if (mixture.shared != nullptr) {
-    claim(static_cast<int>(rows.size()), [&](int first, int count) {
-      up(mixture.shared->gate_up, gather(in, &rows[static_cast<size_t>(first)], count, scratch), count,
-         config_.moe.shared_ffn_size, mixture.shared->hadamard_block, shared_hidden_.at(first));
-    });
-  }
-  for (const auto& group : groups.groups()) {
+  const size_t shared = mixture.shared != nullptr ? 1 : 0, parts = groups.groups().size() + shared;
+  const auto part_at = [&](size_t index) -> Part {
+    if (index < shared)
+      return {&mixture.shared->gate_up,        rows.data(),   static_cast<int>(rows.size()),
+              config_.moe.shared_ffn_size,     mixture.shared->hadamard_block, shared_hidden_};
+    const auto& group = groups.groups()[index - shared];
     const model::ExpertModule& expert = *mixture.experts[static_cast<size_t>(group.expert)];
-    claim(group.count, [&](int first, int count) {
-      up(expert.gate_up, gather(in, groups.rows_at(group.begin + first), count, scratch), count,
-         config_.moe.ffn_size, expert.hadamard_block, hidden_.at(group.begin + first));
-    });
+    return {&expert.gate_up,      groups.rows_at(group.begin), group.count,
+            config_.moe.ffn_size, expert.hadamard_block,       hidden_.at(group.begin)};
+  };
+  size_t index = 0;
+  int passed = 0;  // tasks of the parts before
+  const auto seek = [&](int number) {
+    for (; index < parts; ++index) {
+      const int tasks = part_at(index).tasks(panel_rows_);
+      if (number < passed + tasks) return;
+      passed += tasks;
+    }
+  };
+  int number = next.fetch_add(1, std::memory_order_relaxed);
+  seek(number);
+  while (index < parts) {
+    const Part part = part_at(index);
+    const int first = (number - passed) * panel_rows_, count = std::min(panel_rows_, part.count - first);
+    number = next.fetch_add(1, std::memory_order_relaxed);
+    seek(number);
+    const After after{index < parts ? part_at(index).gate_up : nullptr};
+    linear(*part.gate_up, gather(in, part.rows + first, count, scratch), count, 0,
+           static_cast<int>(kernels::padded_n(part.gate_up->n)), scratch.gate_up, gate_up_stride_, false,
+           after);
+    activate(scratch.gate_up, gate_up_stride_, count, part.width, part.hadamard_block, part.to.at(first));
   }
 }
 
