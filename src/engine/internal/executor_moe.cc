@@ -105,8 +105,8 @@ bool Executor::activates_alone(int rows) const {
          kAloneFloats / 4;  // an activation costs more than a norm
 }
 
-// A step's picked experts for each thread from which on they are claimed one by one, not shared out by columns:
-// the last one may keep the others waiting.
+// A step's picked experts for each thread from which on they are claimed one by one, not shared out by
+// columns: the last one may keep the others waiting.
 constexpr int kClaimedExperts = 24;
 
 void Executor::run_mixture(const Stage& stage, const MixtureRows& in, int thread, std::atomic<int>* next) {
@@ -191,8 +191,9 @@ void Executor::experts_up(const Mixture& mixture, const MixtureRows& in, std::sp
   const size_t shared = mixture.shared != nullptr ? 1 : 0, parts = groups.groups().size() + shared;
   const auto part_at = [&](size_t index) -> Part {
     if (index < shared)
-      return {&mixture.shared->gate_up,        rows.data(),   static_cast<int>(rows.size()),
-              config_.moe.shared_ffn_size,     mixture.shared->hadamard_block, shared_hidden_};
+      return {&mixture.shared->gate_up,       rows.data(),
+              static_cast<int>(rows.size()),  config_.moe.shared_ffn_size,
+              mixture.shared->hadamard_block, shared_hidden_};
     const auto& group = groups.groups()[index - shared];
     const model::ExpertModule& expert = *mixture.experts[static_cast<size_t>(group.expert)];
     return {&expert.gate_up,      groups.rows_at(group.begin), group.count,

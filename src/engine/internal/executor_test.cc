@@ -283,6 +283,30 @@ TEST(Executor, CountsTheRowsOfExperts) {
   }
 }
 
+// So many that threads claim them by columns too; over panels of rows, and with a shared expert or none.
+TEST(Executor, ClaimsManyExpertsWithTheSameBits) {
+  std::mt19937 random(8);
+  const auto tokens = random_tokens(random, 100);
+  for (const int shared : {0, 96})
+    for (const auto type : {model::PackType::int8, model::PackType::float32}) {
+      TinySizes sizes = testing::tiny_mixture();
+      sizes.moe.experts = 128;
+      sizes.moe.experts_per_token = 8;
+      sizes.moe.shared_ffn_size = shared;
+      const auto packed = tiny(type, sizes);
+      Runner runner(packed, options_of(1, -1));  // by rows
+      runner.start(tokens);
+      runner.step({100});
+      int picked = 0;
+      for (int e = 0; e < 128; ++e) picked += runner.executor->expert_tokens(0, e) > 0;
+      EXPECT_GE(picked, 72);  // 24 for each of three threads
+      for (const int threads : {1, 2, 3})
+        for (int repeat = 0; repeat < 5; ++repeat)
+          EXPECT_EQ(whole(packed, tokens, options_of(threads, 1000, 32)), runner.texts[0].logits)
+              << threads << " threads, shared " << shared;
+    }
+}
+
 TEST(Executor, RefusesHeadsThatTheKernelsCannotDo) {  // a packed file is a file like any other
   for (const int head_dim : {48, 1056})
     EXPECT_EQ(
