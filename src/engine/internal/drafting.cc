@@ -12,9 +12,8 @@
 namespace millrace::engine {
 namespace {
 
-// Guessing must promise this much more than not guessing, to begin and to go on. What is promised errs by
-// some percent either way, and of errors the high ones are acted upon.
-constexpr double kBeginMargin = 1.1, kStayMargin = 1.03;
+// Guessing must promise this much more than not guessing, to begin and to go on.
+constexpr double kBeginMargin = 1.08, kStayMargin = 1.0;
 // Steps without guesses that tell of the pace before any guess; and every how many steps with guesses one
 // without tells of it, at first and once enough have told.
 constexpr int kPlainFirst = 4, kStepsBetweenFirst = 4, kStepsBetweenPlain = 32;

@@ -162,8 +162,8 @@ class Pace : public ::testing::Test {
 
 TEST_F(Pace, WhatAStepCostsBesideTheModelMakesGuessesCheaper) {
   plain(32, 1.25);
-  guessed(100, 1.25 + 0.52);
-  EXPECT_TRUE(policy.begins(own, 1, true)) << "1.5 tokens in 1.42 times the time";
+  guessed(100, 1.25 + 0.57);
+  EXPECT_TRUE(policy.begins(own, 1, true)) << "1.5 tokens in 1.46 times the time";
   EXPECT_FALSE(policy.begins(own, 1, false)) << "not worth beginning";
   plain(32, 1.25 + 3);  // they would take so long, of which these guesses say nothing yet
   EXPECT_TRUE(policy.begins(own, 1, false));
