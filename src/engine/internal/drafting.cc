@@ -195,17 +195,21 @@ class Trial {
     return static_cast<int>(pages_.size());
   }
   // `set`: any tokens, but different ones in a set and between sets: they pick different experts.
-  // `pages_before`: of keys that each sequence attends to, those of other sequences; its rows go onto its
-  // own.
+  // `pages_before`: of keys that each sequence attends to, and that no sequence writes: threads write one
+  // sequence's rows while others read their keys.
   void fill(int sequences, int rows_each, int set, int pages_before = 0) {
     tokens_.clear();
     segments_.clear();
     rows_.clear();
     last_.clear();
     table_.clear();
-    for (int s = 0; s < sequences; ++s)
-      for (int page = pages_before; page >= 0; --page)
-        table_.push_back(pages_[static_cast<size_t>(s + page) % pages_.size()]);
+    const std::span own(pages_.data(), static_cast<size_t>(sequences));
+    const std::span read(pages_.data() + sequences, pages_.size() - own.size());
+    for (int s = 0; s < sequences; ++s) {
+      for (int page = 0; page < pages_before; ++page)
+        table_.push_back(read[static_cast<size_t>(s + page) % read.size()]);
+      table_.push_back(own[static_cast<size_t>(s)]);
+    }
     for (int s = 0; s < sequences; ++s) {
       segments_.push_back({&table_[static_cast<size_t>(s) * static_cast<size_t>(pages_before + 1)],
                            int64_t{pages_before} * kernels::kPageTokens, static_cast<int>(tokens_.size()),
@@ -263,6 +267,7 @@ void measure_keys(Trial& trial, int sequences, const MeasureLimits& limits, Draf
   const int pages_before =
       static_cast<int>(std::min<int64_t>(16, limits.max_positions / kernels::kPageTokens - 1));
   if (pages_before < 4 || costs.step.at(sequences) > kStepAtMost) return;
+  if (trial.reserve(sequences + pages_before) <= sequences) return;  // nothing to read
   std::array<double, 3> none{}, many{};
   for (int turn = 0; turn < kTurns; ++turn)
     for (auto* least : {&none, &many}) {

@@ -275,18 +275,21 @@ class TimedModel : public StepModel {
       last_position = std::max(last_position, segment.first_position + segment.rows - 1);
       const int64_t page_count = last_page(segment) + 1;
       pages.insert(segment.pages, segment.pages + page_count);
+      read.insert(segment.pages, segment.pages + last_page(segment));
       own.insert(segment.pages[last_page(segment)]);
       ns += segment.rows * row_ns + segment.first_position * key_ns;
     }
     EXPECT_EQ(own.size(), segments.size()) << "rows of two sequences onto one page";
+    for (const int32_t page : own) EXPECT_FALSE(read.contains(page)) << "read and written in one step";
     own.clear();
+    read.clear();
     while (monotonic_ns() - start < ns) {
     }
   }
   static int64_t last_page(const StepSegment& segment) {
     return (segment.first_position + segment.rows - 1) / kernels::kPageTokens;
   }
-  std::set<int32_t> own;
+  std::set<int32_t> own, read;
 };
 
 TEST(MeasureDraftCosts, StaysWithinItsPagesAndPositionsAndFindsWhatKeysCost) {
