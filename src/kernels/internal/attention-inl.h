@@ -1,6 +1,9 @@
 // Attention over BF16 pages with vectors: both products reproduce AMX's TDPBF16PS exactly (attention.h).
 #pragma once
 #include "kernels/internal/attention_common-inl.h"
+#ifdef MR_VEC_AVX512
+#include "kernels/internal/attention_turn-inl.h"
+#endif
 
 namespace millrace::kernels::MR_TARGET {
 namespace {
@@ -41,6 +44,9 @@ inline void product_rows(const float* a, int64_t a_stride, const std::byte* cons
   int r = 0;
   for (; r + kMicroRows <= rows; r += kMicroRows)
     product<kMicroRows>(a + r * a_stride, a_stride, tiles, blocks, c + r * c_stride, c_stride);
+  if constexpr (kMicroRows > 4)
+    for (; r + 4 <= rows; r += 4)
+      product<4>(a + r * a_stride, a_stride, tiles, blocks, c + r * c_stride, c_stride);
   if constexpr (kMicroRows > 2)
     for (; r + 2 <= rows; r += 2)
       product<2>(a + r * a_stride, a_stride, tiles, blocks, c + r * c_stride, c_stride);
@@ -48,7 +54,11 @@ inline void product_rows(const float* a, int64_t a_stride, const std::byte* cons
 }
 
 struct Vectors {
+#ifdef MR_VEC_AVX512
+  static constexpr auto values_of_keys = turn_keys;
+#else
   static constexpr auto values_of_keys = internal::values_of_keys;
+#endif
 
   static void gather(const AttentionArgs& args, const Heads& heads, int64_t first_row, int rows,
                      const AttentionScratch& scratch) {
