@@ -66,7 +66,9 @@ struct DraftGain {
   void fade();
 };
 
-// The mean of the last values, `most` at most, but for the largest eighth of them, which disturbances made.
+// The mean of the last values, `most` at most, but for the largest eighth of them, which disturbances made; and
+// where there are more of those, one counts as three times the median: a host that takes the CPU away for ten
+// milliseconds now and then would make a step of half a millisecond look like four.
 template <int most>
 class RecentMean {
  public:
@@ -77,7 +79,12 @@ class RecentMean {
     auto sorted = last_;
     const auto kept = sorted.begin() + std::max(1, count_ - (count_ + 7) / 8);
     std::ranges::nth_element(sorted.begin(), kept - 1, sorted.begin() + count_);
-    mean_ = std::accumulate(sorted.begin(), kept, 0.0) / static_cast<double>(kept - sorted.begin());
+    const auto median = sorted.begin() + (kept - sorted.begin() - 1) / 2;
+    std::ranges::nth_element(sorted.begin(), median, kept);
+    const double cap = 3 * *median;
+    mean_ = std::accumulate(sorted.begin(), kept, 0.0,
+                            [cap](double sum, double x) { return sum + std::min(x, cap); }) /
+            static_cast<double>(kept - sorted.begin());
   }
   void forget() { next_ = count_ = 0; }
   int count() const { return count_; }

@@ -44,15 +44,26 @@ TEST(RecentMean, LeavesOutTheLargestEighthAndForgetsTheOldest) {
   EXPECT_EQ(mean.value_or(7), 7);
   mean.add(3);
   EXPECT_EQ(mean.value_or(7), 3);
-  for (int i = 0; i < 14; ++i) mean.add(i % 2 == 0 ? 1 : 5);
+  for (int i = 0; i < 14; ++i) mean.add(i % 2 == 0 ? 1 : 2.5);
   EXPECT_FALSE(mean.full());
   mean.add(1000);
   EXPECT_TRUE(mean.full());
-  EXPECT_DOUBLE_EQ(mean.value_or(7), (3 + 7 * 1 + 6 * 5) / 14.0);
+  EXPECT_DOUBLE_EQ(mean.value_or(7), (7 * 1 + 7 * 2.5) / 14.0);
   for (int i = 0; i < 16; ++i) mean.add(2);
   EXPECT_EQ(mean.value_or(7), 2);
   mean.forget();
   EXPECT_EQ(mean.value_or(7), 7);
+}
+
+// Four values of which a host that took the CPU away spoilt two: six times what the others say, were it not
+// for the cap.
+TEST(RecentMean, CountsWhatIsFarAboveTheMedianAsThriceThat) {
+  RecentMean<16> mean;
+  for (const double value : {1.0, 16.0, 1.0, 16.0}) mean.add(value);
+  EXPECT_DOUBLE_EQ(mean.value_or(0), (1 + 1 + 3) / 3.0) << "one is left out, one counts as three";
+  for (int i = 0; i < 6; ++i) mean.add(1);
+  for (int i = 0; i < 6; ++i) mean.add(i % 2 == 0 ? 30 : 1.5);
+  EXPECT_DOUBLE_EQ(mean.value_or(0), (8 * 1 + 3 * 1.5 + 3 * 3) / 14.0);
 }
 
 DraftCosts costs_of(double row, double guess) {  // a step of fixed cost 1
