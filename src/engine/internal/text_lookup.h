@@ -3,8 +3,8 @@
 // speculation; after Saxena, "Prompt Lookup Decoding" (2023). Here it carries guesses on that the MTP layer
 // began.
 //
-// Not thread-safe. Memory: 4 bytes a token, twice that while few, kSlotsMax slots at most: where tokens
-// outnumber them, the later places remain.
+// Not thread-safe. Memory: 6 to 12 bytes a token (1 KiB at least), kSlotsMax slots of 4 bytes at most: where
+// tokens outnumber them, the later places remain.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -92,7 +92,8 @@ MR_INLINE void scores_of_page(const std::byte* part, const std::byte* other, int
   }
 }
 
-// bf16_pairs of a query. VCVTNE2PS2BF16 makes zeros of denormals, which the products take for zeros too.
+// bf16_pairs of a query. VCVTNE2PS2BF16 makes zeros of denormals; the other levels would round the largest of
+// them up to 2^-126, but threads that flush denormals (attention.h) have none.
 MR_INLINE I query_pairs(const float* q) { return {(__m512i)_mm512_cvtne2ps_pbh(load(q + 16).x, load(q).x)}; }
 
 // Dims [dim, dim + 16 * tiles) of a page's keys as tiles of a V part.
