@@ -17,6 +17,7 @@ constexpr double kBeginMargin = 1.08, kStayMargin = 1.0;
 // Steps without guesses that tell of the pace before any guess; and every how many steps with guesses one
 // without tells of it, at first and once enough have told.
 constexpr int kPlainFirst = 4, kStepsBetweenFirst = 4, kStepsBetweenPlain = 32;
+constexpr int kGateFrom = 4;            // sequences: fewer are judged each for itself
 constexpr int kUnguessed = 512;         // steps after which the pace of those with guesses is too old
 constexpr double kForget = 0.98;        // a step; some fifty count
 constexpr double kFadeForget = 0.9995;  // a step without guesses
@@ -100,6 +101,12 @@ void DraftPolicy::note_cycle(double seconds, double priced, bool guessed, int se
   }
 }
 
+void DraftPolicy::note_whole(double seconds, double tokens, int sequences) {
+  const double plain = plain_seconds(sequences);
+  if (sequences >= kGateFrom && seconds > 0 && plain > 0)
+    paces_[gain_class(sequences)].gate.note(tokens, seconds, plain, sequences);
+}
+
 bool DraftPolicy::wants_plain(int sequences) const {
   const Pace& pace = pace_at(sequences);
   return !costs_.step.empty() &&
@@ -110,6 +117,7 @@ bool DraftPolicy::wants_plain(int sequences) const {
 void DraftPolicy::note_plain(int sequences) {
   gain_at(sequences).fade();
   Pace& pace = paces_[gain_class(sequences)];
+  pace.gate.note_plain();
   if (++pace.unguessed % kUnguessed == 0) pace.guessed.forget();
 }
 
@@ -121,6 +129,7 @@ double DraftPolicy::row_cost(int place, int sequences) const {
 bool DraftPolicy::begins(const DraftGain& own, int sequences, bool guessing) const {
   if (max_drafts_ == 0) return false;
   if (costs_.step.empty()) return true;
+  if (!pace_at(sequences).gate.open()) return false;
   const double model = step_seconds(sequences, 1);
   const double hoped = priced(1, 1, sequences) * drift(sequences) / model;
   const DraftGain& others = gains_[gain_class(sequences)];

@@ -9,7 +9,9 @@
 //   a further guess is made if what it can add is worth making it and running it;
 //   a sequence guesses at all while its steps, so priced, have made more tokens a second than plain ones: its
 //   own recent ones, and those of others in steps of about as many sequences. To begin takes a promise of
-//   more than to go on, so that noise does not switch it to and fro.
+//   more than to go on, so that noise does not switch it to and fro;
+//   and from a few sequences on, none guesses while whole steps make no more tokens a second with guesses than
+//   without (DraftGate).
 // Guesses change when tokens come, never which: a wrong price costs speed only.
 // Not thread-safe: the step thread owns it.
 #pragma once
@@ -19,6 +21,7 @@
 #include <numeric>
 #include <vector>
 
+#include "engine/internal/draft_gate.h"
 #include "engine/internal/step_model.h"
 #include "engine/request.h"
 
@@ -134,6 +137,9 @@ class DraftPolicy {
   // From a step's start to the next one's it took so long, were it not for the passes where none of its rows
   // was a guess; and was priced so.
   void note_cycle(double seconds, double priced, bool guessed, int sequences);
+  // Likewise of any step in which guesses were made and could run, the passes included; it made so many tokens a
+  // sequence.
+  void note_whole(double seconds, double tokens, int sequences);
   // Whether the next step should do without guesses, to tell what such a one takes. Not often.
   bool wants_plain(int sequences) const;
   const std::vector<DraftCount>& counts() const { return counts_; }
@@ -155,6 +161,7 @@ class DraftPolicy {
     RecentMean<32> guessed;  // with guesses, over priced()
     int since_plain = 0;     // steps with guesses
     int unguessed = 0;       // steps in which nobody guesses
+    DraftGate gate;
   };
   const Pace& pace_at(int sequences) const { return paces_[gain_class(sequences)]; }
   double drift(int sequences) const { return pace_at(sequences).guessed.value_or(1); }

@@ -209,6 +209,21 @@ TEST(DraftPolicy, WhatWasGainedInLargerBatchesCountsInSmallerOnes) {
 }
 
 // Far keys cost a row of a sequence alike whether it is a guess or not, and the MTP layer a little.
+// Each sequence alone looks good, but whole steps with guesses make fewer tokens a second than those without.
+TEST(DraftPolicy, NobodyGuessesWhileWholeStepsLose) {
+  DraftPolicy policy(2);
+  policy.set_costs(costs_of(0.001, 0.002));
+  DraftGain good;
+  const DraftGuess guess{.token = 1, .probability = 0.9f};
+  for (int i = 0; i < 60; ++i) policy.note(good, {&guess, 1}, 1, false, 1, 32);
+  ASSERT_TRUE(policy.begins(good, 32, true));
+  for (int i = 0; i < 60; ++i) policy.note_whole(1.3 * policy.priced(0, 0, 32), 1.2, 32);
+  EXPECT_FALSE(policy.begins(good, 32, true));
+  EXPECT_TRUE(policy.begins(good, 8, true)) << "that says nothing of other batches";
+  for (int i = 0; i < DraftGate::kClosedFirst; ++i) policy.note_plain(32);
+  EXPECT_TRUE(policy.begins(good, 32, false));
+}
+
 TEST(DraftPolicy, PricesTheKeysThatRowsAttendTo) {
   DraftPolicy policy(4);
   DraftCosts costs = costs_of(0.1, 0.1);

@@ -146,8 +146,9 @@ void EngineCore::step(std::vector<GenerateEvent>& events) {
                     [this](int index, int thread) { draw(draws_[static_cast<size_t>(index)], thread); });
   const int64_t rows = settle(plan);
   const int64_t settled_ns = drafting_.max_drafts() > 0 ? options_.now_ns() : 0;
+  const bool made_before = std::exchange(made_guesses_, false);
   if (!state_rows_.empty()) draft(plan);  // before pages are shared: it writes into them
-  if (drafting_.max_drafts() > 0) begin_cycle(plan, start_ns, options_.now_ns() - settled_ns);
+  if (drafting_.max_drafts() > 0) begin_cycle(plan, start_ns, options_.now_ns() - settled_ns, made_before);
   for (const auto& scheduled : plan) scheduler_.publish(*scheduled.sequence);
   ++steps_;
   measure(rows, start_ns);
@@ -243,7 +244,7 @@ void EngineCore::draw(Draw& draw, int thread) {
 // What of the step's rows stands: all, but of guesses only those that were right. Returns how many.
 int64_t EngineCore::settle(std::span<const ScheduledRows> plan) {
   int64_t stand = 0;
-  guesses_ran_ = 0;
+  guesses_ran_ = guesses_right_ = 0;
   for (const auto& [sequence, rows, drafts] : plan) {
     scheduler_.computed(*sequence, rows - drafts);
     stand += rows - drafts;
@@ -255,6 +256,7 @@ int64_t EngineCore::settle(std::span<const ScheduledRows> plan) {
     const int right = static_cast<int>(draw.outs.size()) - 1;
     scheduler_.computed(sequence, right);
     stand += right;
+    guesses_right_ += right;
     if (sequence.draft_passes > 0)
       drafting_.note(sequence.draft_gain, sequence.drafts, right, draw.end.finish != FinishReason::none,
                      std::exchange(sequence.draft_passes, 0), std::max(making_, 1));

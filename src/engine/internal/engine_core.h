@@ -77,7 +77,7 @@ class EngineCore {
   int64_t settle(std::span<const ScheduledRows> plan);
   void accept(Draw& draw, std::vector<GenerateEvent>& events);
   void draft(std::span<const ScheduledRows> plan);
-  void begin_cycle(std::span<const ScheduledRows> plan, int64_t start_ns, int64_t draft_ns);
+  void begin_cycle(std::span<const ScheduledRows> plan, int64_t start_ns, int64_t draft_ns, bool made_before);
   void end_cycle(int64_t now_ns);
   bool gather_guess(Sequence& sequence, int64_t first, int row_begin, Guess& guess) const;
   void draft_rows();
@@ -105,13 +105,16 @@ class EngineCore {
   std::vector<int32_t> logit_rows_, state_rows_, states_, guess_rows_;
   std::vector<Guess> guesses_, guessing_;
   int making_ = 0;  // sequences that make tokens
-  int guesses_ran_ = 0;
+  int guesses_ran_ = 0, guesses_right_ = 0;
+  int draft_rows_left_ = 0;    // of the next step
+  bool made_guesses_ = false;  // after this step, or had the chance to
   bool resting_ = false;  // the next step does without guesses, to tell what such a one takes
   // From this step's start to the next one's, where both do nothing but make tokens.
   struct Cycle {
     int64_t start_ns = 0, aside_ns = 0;  // aside: of it, not to be counted
     double priced = 0;
     bool guessed = false;
+    double tokens = 0;  // a sequence, where guesses were made before the step and after it
     int sequences = 0;  // 0: it does not count
   };
   Cycle cycle_;

@@ -9,16 +9,19 @@
 namespace millrace::engine {
 
 // After a step and its guesses for the next one.
-void EngineCore::begin_cycle(std::span<const ScheduledRows> plan, int64_t start_ns, int64_t draft_ns) {
+void EngineCore::begin_cycle(std::span<const ScheduledRows> plan, int64_t start_ns, int64_t draft_ns,
+                             bool made_before) {
   cycle_ = {};
   // A step of prompts says nothing of others.
   if (making_ == 0 || making_ != std::ssize(plan) ||
       !std::ranges::all_of(plan, [](const ScheduledRows& rows) { return rows.rows - rows.drafts == 1; }))
     return;
+  const double tokens = made_before && made_guesses_ ? 1 + static_cast<double>(guesses_right_) / making_ : 0;
   if (guesses_ran_ == 0) {
     cycle_ = {.start_ns = start_ns,
               .aside_ns = draft_ns,
               .priced = drafting_.priced(0, 0, making_),
+              .tokens = tokens,
               .sequences = making_};
     return;
   }
@@ -29,19 +32,27 @@ void EngineCore::begin_cycle(std::span<const ScheduledRows> plan, int64_t start_
     passes += sequence->draft_passes;
   }
   if (passes > 0)
-    cycle_ = {.start_ns = start_ns, .priced = priced / making_, .guessed = true, .sequences = making_};
+    cycle_ = {.start_ns = start_ns,
+              .priced = priced / making_,
+              .guessed = true,
+              .tokens = tokens,
+              .sequences = making_};
 }
 
 void EngineCore::end_cycle(int64_t now_ns) {
+  const auto seconds = [&](int64_t less_ns) {
+    return static_cast<double>(now_ns - cycle_.start_ns - less_ns) * 1e-9;
+  };
   if (cycle_.sequences > 0)
-    drafting_.note_cycle(static_cast<double>(now_ns - cycle_.start_ns - cycle_.aside_ns) * 1e-9,
-                         cycle_.priced, cycle_.guessed, cycle_.sequences);
+    drafting_.note_cycle(seconds(cycle_.aside_ns), cycle_.priced, cycle_.guessed, cycle_.sequences);
+  if (cycle_.tokens > 0) drafting_.note_whole(seconds(0), cycle_.tokens, cycle_.sequences);
   cycle_ = {};
 }
 
 void EngineCore::draft(std::span<const ScheduledRows> plan) {
   resting_ = drafting_.wants_plain(std::max(making_, 1));
   guesses_.clear();
+  draft_rows_left_ = options_.scheduler.max_draft_rows;
   int row_begin = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
     Guess guess;
@@ -97,6 +108,7 @@ void EngineCore::draft_rows() {
   }
   model_.draft({.tokens = tokens_, .segments = segments_, .states = states_, .guess_rows = guess_rows_},
                pool_.base());
+  made_guesses_ = !guessing_.empty();
   for (size_t i = 0; i < guessing_.size(); ++i) {
     Sequence& sequence = *guessing_[i].sequence;
     sequence.draft_reach = 1;
@@ -104,7 +116,7 @@ void EngineCore::draft_rows() {
   }
 }
 
-// A guess that is not worth its row ends the chain.
+// A guess that is not worth its row ends the chain; where there is no row left for it, that says nothing of it.
 void EngineCore::take_guess(Sequence& sequence, int index) {
   const DraftGuess guess{.token = model_.guess(index),
                          .probability = model_.guess_probability(index),
@@ -113,12 +125,17 @@ void EngineCore::take_guess(Sequence& sequence, int index) {
   ++sequence.draft_passes;
   sequence.draft_reach *= drafting_.chance(guess);
   if (!drafting_.runs(place, sequence.draft_reach, making)) return;
+  if (draft_rows_left_ == 0) {
+    if (place == 0) sequence.draft_passes = 0;
+    return;
+  }
+  --draft_rows_left_;
   sequence.drafts.push_back(guess);
   if (options_.text_lookup) guess_from_text(sequence);
 }
 
 // What followed the last tokens and the guess where they stood before costs no pass of the layer. A chain
-// that goes on so ends with it: the layer has no state of these guesses.
+// that goes on so ends with it: the layer has no state of these guesses. Nor does it take others' share of rows.
 void EngineCore::guess_from_text(Sequence& sequence) {
   std::array<TokenId, kMaxDrafts> chain{};
   size_t size = 0;
@@ -126,15 +143,18 @@ void EngineCore::guess_from_text(Sequence& sequence) {
   auto place = sequence.lookup.find(sequence.tokens, std::span(chain).first(size));
   if (place.last < 0) return;
   const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
-  const auto most = static_cast<size_t>(std::min<int64_t>(room, drafting_.max_drafts()));
+  const auto share = options_.scheduler.max_draft_rows / std::ssize(guessing_);
+  const auto most =
+      static_cast<size_t>(std::clamp<int64_t>(std::min(room, share), 0, drafting_.max_drafts()));
   const bool greedy = sequence.request.sampling.temperature < kGreedyBelow;
-  for (; size < most; ++size) {
+  for (; size < most && draft_rows_left_ > 0; ++size) {
     const DraftGuess guess{.token = TextLookup::at(sequence.tokens, chain, ++place.last),
                            .matched = place.matched,
                            .greedy = greedy};
     const double reach = sequence.draft_reach * drafting_.chance(guess);
     if (!drafting_.runs(static_cast<int>(size), reach, std::max(making_, 1))) return;
     sequence.draft_reach = reach;
+    --draft_rows_left_;
     sequence.drafts.push_back(guess);
     chain[size] = guess.token;
     place.matched = std::min(place.matched + 1, TextLookup::kMatchedMax);
@@ -154,6 +174,7 @@ void EngineCore::draft_again(int place) {
     const int64_t position = sequence.computed + place - 1;
     const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
     if (std::ssize(sequence.drafts) != place || place >= room ||
+        std::ssize(tokens_) >= draft_rows_left_ ||
         !drafting_.goes_on(place, sequence.draft_reach, std::max(making_, 1)) ||
         position >= std::ssize(sequence.pages) * kernels::kPageTokens)
       continue;

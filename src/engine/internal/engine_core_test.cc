@@ -27,7 +27,7 @@ struct Rig {
              {.max_model_len = max_model_len,
               .scheduler = limits,
               .eos = {kEos},
-              .now_ns = [this] { return now += 1000; },
+              .now_ns = [this] { return (now += 1000) + pass_ns * static_cast<int64_t>(model.guessed); },
               .max_drafts = max_drafts}) {}
   void add(GenerateRequest request) { core.add(std::move(request), events); }
   void step() {
@@ -43,7 +43,7 @@ struct Rig {
     EXPECT_TRUE(core.idle());
     EXPECT_EQ(pool.pages_free(), pool.pages_total());
   }
-  int64_t now = 0;
+  int64_t now = 0, pass_ns = 0;  // the latter for each guess that the MTP layer makes
   FakeModel model;
   KvPool pool;
   EngineCore core;
@@ -299,6 +299,49 @@ TEST(EngineCore, DoesNotGuessWhereItDoesNotPay) {
   rig.run();
   EXPECT_EQ(rig.model.guessed, 0u);
   EXPECT_TRUE(rig.core.load().drafts.empty());
+}
+
+// Where rows are fewer than guesses, each sequence runs as many of its guesses as another.
+TEST(EngineCore, SequencesShareTheRowsOfGuesses) {
+  std::mt19937 random(5);
+  Rig rig(64, {.max_sequences = 8, .max_draft_rows = 16}, 512, 4);
+  for (uint64_t id = 1; id <= 8; ++id) {
+    auto request = request_of(id, random_tokens(random, 10), 100);
+    request.stop.ignore_eos = true;
+    rig.add(request);
+  }
+  for (int i = 0; i < 20; ++i) rig.step();
+  const auto drafts = rig.core.load().drafts;
+  ASSERT_EQ(drafts.size(), 2u);
+  EXPECT_GE(drafts[0].proposed, 8 * 17u);
+  EXPECT_GE(drafts[1].proposed, 8 * 15u);
+  rig.run();
+}
+
+// Prices said that guesses cost next to nothing; they take long, and none is worth its row. Each sequence alone
+// would go on for ever: its own price is right but for a little.
+TEST(EngineCore, PassesThatGainNothingStop) {
+  std::mt19937 random(6);
+  Rig rig(64, {.max_sequences = 8, .max_draft_rows = 64}, 4096, 1);
+  DraftCosts costs;
+  costs.step.add(8, 3e-6);  // a step of the rig's clock is some of its microseconds
+  costs.step.add(16, 5.1e-6);
+  costs.first.add(1, 0.1e-9);
+  costs.again.add(1, 0.1e-9);
+  rig.core.set_draft_costs(costs);
+  rig.pass_ns = 10'000;
+  for (uint64_t id = 1; id <= 8; ++id) {
+    auto request = request_of(id, random_tokens(random, 10), 220);
+    request.stop.ignore_eos = true;
+    rig.add(request);
+  }
+  for (int i = 0; i < 160; ++i) rig.step();
+  const uint64_t passes = rig.model.guessed;
+  EXPECT_GT(passes, 100u);
+  EXPECT_LT(passes, 8 * 140u);
+  for (int i = 0; i < 40; ++i) rig.step();
+  EXPECT_EQ(rig.model.guessed, passes);
+  rig.run();
 }
 
 // Time in which nobody wanted anything says nothing of steps.
