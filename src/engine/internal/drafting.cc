@@ -22,6 +22,7 @@ constexpr int kUnguessed = 512;         // steps after which the pace of those w
 constexpr double kForget = 0.98;        // a step; some fifty count
 constexpr double kFadeForget = 0.9995;  // a step without guesses
 constexpr double kClassForget = 0.999;  // a guess
+constexpr double kClassFade = 0.9995;   // a step with guesses of any: what is not run would not be tried again
 constexpr double kClassWeight = 4;      // guesses that outweigh what is hoped of a class
 constexpr double kHopedGreedy = 0.75, kHopedSampledLookup = 0.5;
 constexpr double kOthersWeight = 0.25;  // what others' steps count beside a sequence's own
@@ -173,6 +174,10 @@ void DraftPolicy::note(DraftGain& own, std::span<const DraftGuess> guesses, int 
   // A reply that ended says nothing of the guesses after its end.
   const int known = std::min(static_cast<int>(guesses.size()), ended ? right : right + 1);
   if (std::ssize(counts_) < std::ssize(guesses)) counts_.resize(guesses.size());
+  for (Class& seen : classes_) {
+    seen.tried *= kClassFade;
+    seen.right *= kClassFade;
+  }
   for (int j = 0; j < std::ssize(guesses); ++j) {
     ++counts_[static_cast<size_t>(j)].proposed;
     if (j < right) ++counts_[static_cast<size_t>(j)].accepted;
@@ -307,7 +312,9 @@ DraftCosts measure_draft_costs(StepModel& model, KvPool& pool, const MeasureLimi
   constexpr int kSets = 4, kTurns = 3;
   DraftCosts costs;
   Trial trial(model, pool);
-  const int most = std::min({limits.max_rows / 2, limits.max_logit_rows / 2, limits.max_sequences * 2});
+  // Also of one sequence: a step may have all its guesses.
+  const int most = std::min({limits.max_rows / 2, limits.max_logit_rows / 2,
+                             std::max(limits.max_sequences * 2, 1 + kMaxDrafts)});
   const int sequences_most = trial.reserve(most);
   if (sequences_most == 0) return costs;
   trial.fill(sequences_most, 1, 0);  // brings in what was never read

@@ -121,6 +121,20 @@ TEST(DraftPolicy, LearnsWhatAProbabilityIsWorthSampledAndGreedy) {
   EXPECT_EQ(policy.counts()[0].accepted, 750u);
 }
 
+// Guesses of a kind that was wrong are not run, so nothing new is seen of them: what was seen fades.
+TEST(DraftPolicy, TriesAgainWhatWasWrongLongAgo) {
+  DraftPolicy policy(1);
+  DraftGain own;
+  const DraftGuess bad{.token = 1, .matched = 8, .greedy = true};
+  const DraftGuess other{.token = 1, .probability = 0.9f, .greedy = true};
+  for (int i = 0; i < 100; ++i) policy.note(own, {&bad, 1}, 0, false, 1, 1);
+  EXPECT_LT(policy.chance(bad), 0.05);
+  for (int i = 0; i < 1000; ++i) policy.note(own, {&other, 1}, 1, false, 1, 1);
+  EXPECT_LT(policy.chance(bad), 0.1);
+  for (int i = 0; i < 10000; ++i) policy.note(own, {&other, 1}, 1, false, 1, 1);
+  EXPECT_GT(policy.chance(bad), 0.5);
+}
+
 TEST(DraftPolicy, GivesUpOnASequenceThatIsHardToGuessAndOnNoOther) {
   DraftPolicy policy(2);
   policy.set_costs(costs_of(0.01, 0.2));
@@ -291,6 +305,7 @@ class TimedModel : public StepModel {
   void parallel(int, const std::function<void(int, int)>&) override {}
   int threads() const override { return 1; }
   int64_t last_position = 0;
+  int most_rows = 0;
   std::set<int32_t> pages;
 
  private:
@@ -303,6 +318,7 @@ class TimedModel : public StepModel {
       pages.insert(segment.pages, segment.pages + page_count);
       read.insert(segment.pages, segment.pages + last_page(segment));
       own.insert(segment.pages[last_page(segment)]);
+      most_rows = std::max(most_rows, segment.row_begin + segment.rows);
       ns += segment.rows * row_ns + segment.first_position * key_ns;
     }
     EXPECT_EQ(own.size(), segments.size()) << "rows of two sequences onto one page";
@@ -335,6 +351,15 @@ TEST(MeasureDraftCosts, StaysWithinItsPagesAndPositionsAndFindsWhatKeysCost) {
   EXPECT_LE(costs.further_key, costs.key);
   EXPECT_LE(far.pages.size(), 12u);
   EXPECT_EQ(pool->pages_free(), 12) << "given back";
+}
+
+// A step of one sequence has up to nine rows: what these cost is not to be concluded from one and two.
+TEST(MeasureDraftCosts, MeasuresAsManyRowsAsOneSequenceMayHave) {
+  auto pool = KvPool::create(12, 64);
+  ASSERT_TRUE(pool.has_value());
+  TimedModel model;
+  measure_draft_costs(model, *pool, {.max_rows = 64, .max_sequences = 1, .max_positions = 0, .seconds = 1});
+  EXPECT_EQ(model.most_rows, 2 * (1 + kMaxDrafts));  // two each: of first guesses
 }
 
 }  // namespace
