@@ -232,6 +232,33 @@ TEST_P(Attention, AValueThatIsTheKeysPrefixNeedNotBeStored) {
   }
 }
 
+// Decoding rows with few heads and many, over odd and even numbers of pages, the last one partly filled: keys
+// that are values give the bits of values that are stored, whatever lies in the page beyond the row.
+TEST_P(Attention, FewQueriesOfKeysThatAreValues) {
+  for (const auto& [key, value] : {std::array{64, 32}, {96, 64}, {192, 128}, {576, 512}})
+    for (const int group : {1, 4, 7, 8, 17})
+      for (const int tokens : {1, 31, 33, 64, 95, 270}) {
+        Sequence both(latent(KvType::bf16, key, value), group, tokens, 91);
+        for (int64_t row = 0; row < tokens; ++row)
+          std::copy_n(both.k.begin() + row * key, value, both.v.begin() + row * value);
+        Sequence once = both;
+        once.shape.value_is_key_prefix = true;
+        const uint16_t largest = 0x7f7f;  // pages hold no infinity
+        once.pool.resize((once.pages.size() + 2) * once.shape.page_bytes());
+        for (size_t i = 0; i + 2 <= once.pool.size(); i += 2) std::memcpy(&once.pool[i], &largest, 2);
+        both.write(Isa::scalar, 0, tokens);
+        once.write(isa, 0, tokens);
+        for (const int rows : {1, 3}) {
+          if (rows > tokens) continue;
+          Floats expected, out;
+          both.attend(Isa::scalar, tokens - rows, tokens, expected);
+          once.attend(isa, tokens - rows, tokens, out);
+          EXPECT_TRUE(same_bits(out, expected))
+              << key << ' ' << value << ", " << group << " heads, " << tokens << " tokens, " << rows;
+        }
+      }
+}
+
 // Multi-query decode is shared among threads by query heads: neither the cut nor the rows of a call change
 // bits.
 TEST_P(Attention, AnyRangeOfQueryHeadsGivesTheSameBits) {
