@@ -102,7 +102,8 @@ void EngineCore::draft_rows() {
     for (int row = 0; row < guess.rows; ++row) states_.push_back(guess.state_row + row);
     // What the reply may still have after the token that the next step makes anyway.
     const int64_t room = sequence.prompt_size + sequence.room - sequence.size() - 1;
-    if (!guess.guesses || room < 1 || scheduler_.crowded()) continue;
+    if (!guess.guesses || room < 1 || scheduler_.crowded() || std::ssize(guess_rows_) == draft_rows_left_)
+      continue;
     guess_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
     guessing_.push_back(guess);
   }
